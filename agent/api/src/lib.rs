@@ -1,0 +1,1 @@
+//! Protocol of the agent's own unix socket (CNI and debugging).

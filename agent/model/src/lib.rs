@@ -1,0 +1,1 @@
+//! Domain types, desired state and pure planners of the node agent.

@@ -1,0 +1,3 @@
+//! The node daemon: pods through containerd, the dataplane through eBPF.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! WebSocket remote-command protocol of kubectl exec and attach, server and client side.

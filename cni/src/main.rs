@@ -1,0 +1,3 @@
+//! The CNI plugin: asks the agent over its unix socket.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Kinds table, codecs, patches, selectors, Table and Status of the Kubernetes API.

@@ -1,0 +1,1 @@
+//! The controllers of control-lite, one file each.

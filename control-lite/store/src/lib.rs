@@ -1,0 +1,1 @@
+//! The revisioned store: trait, embedded back-end and contract tests.

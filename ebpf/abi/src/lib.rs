@@ -1,0 +1,1 @@
+//! Map layouts, names and drop reasons shared by the eBPF programs and user space.

@@ -1,0 +1,1 @@
+//! Pure packet logic of the eBPF programs, tested on the host.

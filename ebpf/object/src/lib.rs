@@ -1,0 +1,1 @@
+//! The compiled eBPF object, built by this crate's build script and embedded.

@@ -1,0 +1,1 @@
+//! control-lite, agents and kubectl end to end.

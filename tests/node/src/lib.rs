@@ -1,0 +1,1 @@
+//! Agent and containerd end to end, without a control plane of ours.

@@ -1,0 +1,3 @@
+//! The one entry point for development.
+
+fn main() {}
