@@ -2,5 +2,6 @@
 //!
 //! One direction: `watch → model (pure) → reconcile → drivers → kernel and containerd`.
 
+pub mod dataplane;
 pub mod network;
 pub mod runtime;

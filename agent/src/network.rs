@@ -67,3 +67,43 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Whether `attach` can be served now; the Ready condition and CNI STATUS show the error.
     async fn ready(&self) -> Result<(), NetworkError>;
 }
+
+/// Answers `NotReady` to everything, with the reason of the status it was given.
+#[derive(Debug)]
+pub struct Unavailable {
+    status: tokio::sync::watch::Receiver<crate::dataplane::NetworkStatus>,
+}
+
+impl Unavailable {
+    #[must_use]
+    pub fn new(status: tokio::sync::watch::Receiver<crate::dataplane::NetworkStatus>) -> Self {
+        Self { status }
+    }
+
+    fn refusal(&self) -> NetworkError {
+        let reason = match &*self.status.borrow() {
+            crate::dataplane::NetworkStatus::Starting { reason } => reason.clone(),
+            crate::dataplane::NetworkStatus::Ready { .. } => "shutting down".to_owned(),
+        };
+        NetworkError::NotReady { reason }
+    }
+}
+
+#[async_trait]
+impl PodNetwork for Unavailable {
+    async fn attach(&self, _request: &AttachRequest) -> Result<Attachment, NetworkError> {
+        Err(self.refusal())
+    }
+    async fn detach(&self, _key: &AttachmentKey) -> Result<(), NetworkError> {
+        Err(self.refusal())
+    }
+    async fn check(&self, _key: &AttachmentKey) -> Result<Attachment, NetworkError> {
+        Err(self.refusal())
+    }
+    async fn attachments(&self) -> Result<Vec<Attachment>, NetworkError> {
+        Err(self.refusal())
+    }
+    async fn ready(&self) -> Result<(), NetworkError> {
+        Err(self.refusal())
+    }
+}

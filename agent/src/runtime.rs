@@ -106,7 +106,10 @@ pub struct ContainerSpec {
 pub enum ContainerState {
     /// Made but never started.
     Created,
-    Running { pid: u32, started_at: SystemTime },
+    Running {
+        pid: u32,
+        started_at: SystemTime,
+    },
     Exited(ContainerExit),
 }
 
@@ -157,7 +160,9 @@ pub struct RegistryAuth {
 impl std::fmt::Debug for RegistryAuth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A secret never reaches a log.
-        f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("RegistryAuth")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -192,7 +197,10 @@ impl std::fmt::Debug for ExecSession {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     #[error("containerd is not reachable at {socket}")]
-    Unreachable { socket: String, source: Box<dyn std::error::Error + Send + Sync> },
+    Unreachable {
+        socket: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("failed to {operation} {subject}")]
     Operation {
         operation: &'static str,
@@ -248,13 +256,20 @@ pub trait Runtime: Send + Sync + 'static {
     async fn image(&self, reference: &str) -> Result<Option<ImageInfo>, PullError>;
 
     /// Pulls and unpacks. Parallel calls for one reference share one transfer.
-    async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<ImageInfo, PullError>;
+    async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<ImageInfo, PullError>;
 
     /// All images in the store, for node status.
     async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
 
     /// Creates the container and starts it, or finds it by its id. Returns it as realized.
-    async fn start_container(&self, spec: &ContainerSpec) -> Result<RealizedContainer, RuntimeError>;
+    async fn start_container(
+        &self,
+        spec: &ContainerSpec,
+    ) -> Result<RealizedContainer, RuntimeError>;
 
     /// Sends the stop signal, waits at most `grace`, then kills. Returns once the task has exited.
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError>;
