@@ -4,6 +4,9 @@
 //! comes in is resolved already (ConfigMaps read, `$(VAR)` expanded, volumes on disk): a driver never
 //! talks to the Kubernetes API. The trait exists because reconcilers are tested over a fake.
 
+mod connect;
+pub mod containerd;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -31,6 +34,8 @@ pub struct SandboxSpec {
     pub host_ipc: bool,
     /// Cgroup of the pod, relative to the cgroup root, for example `/kubepods/besteffort/pod<uid>`.
     pub cgroup_path: String,
+    /// Limits of the pod's cgroup (the sum over its containers); zero fields are left to the kernel.
+    pub resources: ResourceLimits,
     pub sysctls: BTreeMap<String, String>,
 }
 
@@ -40,6 +45,8 @@ pub struct RealizedSandbox {
     pub pod: PodIdentity,
     /// Path of the pinned network namespace. `None` for host network.
     pub netns: Option<PathBuf>,
+    /// Whether the namespaces are alive. False after a reboot: remove the sandbox and make it anew.
+    pub ready: bool,
     pub created_at: SystemTime,
     pub containers: Vec<RealizedContainer>,
 }
@@ -213,6 +220,9 @@ pub enum RuntimeError {
     /// The process could not be started (RunContainerError), with runc's message made readable.
     #[error("failed to start container {container}: {message}")]
     Start { container: String, message: String },
+    /// A command could not be run in a container that exists, with runc's message made readable.
+    #[error("failed to exec in container {container}: {message}")]
+    Exec { container: String, message: String },
     #[error("{subject} not found")]
     NotFound { subject: String },
 }
