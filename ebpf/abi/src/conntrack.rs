@@ -1,0 +1,101 @@
+//! `CONNTRACK`: one entry per direction of a translated flow.
+//!
+//! The forward half is keyed by the packet as the client sends it, the reply half by the packet as
+//! the backend sends it. Each half says how its packet looks after translation, so both directions
+//! are one lookup by the packet's own tuple and one rewrite, and the key of the other half is the
+//! translated tuple reversed. Flows that are not translated have no entry.
+
+use crate::{Address, Be16};
+
+map_type! {
+    /// Key of `CONNTRACK`: a packet's tuple.
+    pub struct FlowKey {
+        /// Source address.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// Source port.
+        pub source_port: Be16,
+        /// Destination port.
+        pub destination_port: Be16,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub _pad: [u8; 3],
+    }
+}
+
+impl FlowKey {
+    /// The tuple of a packet in the other direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            _pad: [0; 3],
+        }
+    }
+}
+
+map_type! {
+    /// Value of `CONNTRACK`: one direction of a translated flow.
+    pub struct ConntrackEntry {
+        /// When a packet of this direction was last seen, in nanoseconds of the coarse monotonic
+        /// clock. Refreshed at most once per [`REFRESH_NS`], and then in both halves.
+        pub last_seen_ns: u64,
+        /// Source after translation.
+        pub source: Address,
+        /// Destination after translation.
+        pub destination: Address,
+        /// Source port after translation.
+        pub source_port: Be16,
+        /// Destination port after translation.
+        pub destination_port: Be16,
+        /// The Service port.
+        pub service_id: u32,
+        /// The backend chosen for the flow.
+        pub backend_id: u32,
+        /// [`crate::BackendValue::generation`] when it was chosen.
+        pub backend_generation: u32,
+        /// Forward half: the interface the flow's packets enter by, whose right to use the source
+        /// address was checked when the flow was made. 0 in the reply half.
+        pub ifindex: u32,
+        /// `FLOW_*` bits; the TCP ones are what was seen in this direction.
+        pub flags: u32,
+    }
+}
+
+const _: () = assert!(
+    size_of::<ConntrackEntry>() == 64,
+    "an entry is one cache line"
+);
+
+/// This is the reply half.
+pub const FLOW_REPLY: u32 = 1;
+/// The client's own address or port is translated too (hairpin, or a port collision).
+pub const FLOW_SOURCE_TRANSLATED: u32 = 1 << 1;
+/// TCP: a SYN went this way.
+pub const FLOW_SYN: u32 = 1 << 2;
+/// TCP: a segment other than a SYN went this way.
+pub const FLOW_ESTABLISHED: u32 = 1 << 3;
+/// TCP: a FIN went this way.
+pub const FLOW_FIN: u32 = 1 << 4;
+/// TCP: an RST went this way.
+pub const FLOW_RST: u32 = 1 << 5;
+/// UDP: a datagram went this way. Set in the reply half once the backend has answered.
+pub const FLOW_SEEN: u32 = 1 << 6;
+
+/// Granularity of [`ConntrackEntry::last_seen_ns`].
+pub const REFRESH_NS: u64 = 1_000_000_000;
+/// A UDP flow idle for longer is a new flow, as with the kernel's own connection tracking.
+pub const UDP_IDLE_NS: u64 = 120 * 1_000_000_000;
+/// A TCP flow that never got past its SYN is dead after this.
+pub const TCP_OPENING_IDLE_NS: u64 = 120 * 1_000_000_000;
+/// A TCP flow that has seen a FIN or an RST is dead after this.
+pub const TCP_CLOSING_IDLE_NS: u64 = 120 * 1_000_000_000;
+/// An established TCP flow idle for longer is dead: five days, the kernel's default.
+pub const TCP_ESTABLISHED_IDLE_NS: u64 = 5 * 24 * 3600 * 1_000_000_000;

@@ -1,0 +1,74 @@
+//! Names and default capacities of maps and programs. The kernel keeps 15 characters of a name.
+
+/// `HASH`, [`crate::FrontendKey`] to [`crate::FrontendValue`].
+pub const FRONTENDS: &str = "FRONTENDS";
+/// `HASH`, [`crate::SlotKey`] to [`crate::SlotValue`].
+pub const BACKEND_SLOTS: &str = "BACKEND_SLOTS";
+/// `HASH`, [`crate::BackendKey`] to [`crate::BackendValue`].
+pub const BACKENDS: &str = "BACKENDS";
+/// `LRU_HASH`, [`crate::FlowKey`] to [`crate::ConntrackEntry`].
+pub const CONNTRACK: &str = "CONNTRACK";
+/// `HASH`, [`crate::WorkloadKey`] to [`crate::WorkloadValue`].
+pub const WORKLOADS: &str = "WORKLOADS";
+/// `LPM_TRIE`, [`crate::RouteKey`] to [`crate::RouteValue`].
+pub const POD_ROUTES: &str = "POD_ROUTES";
+/// `LRU_HASH`, [`crate::FragmentKey`] to [`crate::FragmentValue`].
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// `PERCPU_ARRAY`, [`crate::DropReason`] code to a packet count (`u64`).
+pub const DROPS: &str = "DROPS";
+
+/// Every pinned map.
+pub const MAPS: [&str; 8] = [
+    FRONTENDS,
+    BACKEND_SLOTS,
+    BACKENDS,
+    CONNTRACK,
+    WORKLOADS,
+    POD_ROUTES,
+    FRAGMENTS,
+    DROPS,
+];
+
+/// Ingress hook of a pod's host-side interface: what the pod sends.
+pub const POD_EGRESS: &str = "pod_egress";
+/// Egress hook of the node's own interface into the pod network: what the node sends to it.
+pub const HOST_EGRESS: &str = "host_egress";
+/// Ingress hook of the VXLAN device: what other nodes send.
+pub const OVERLAY_IN: &str = "overlay_in";
+
+/// Every program, all of type `SCHED_CLS`.
+pub const PROGRAMS: [&str; 3] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN];
+
+/// Default capacity of `FRONTENDS`.
+pub const FRONTENDS_CAPACITY: usize = 65_536;
+/// Default capacity of `BACKEND_SLOTS`.
+pub const BACKEND_SLOTS_CAPACITY: usize = 262_144;
+/// Default capacity of `BACKENDS`.
+pub const BACKENDS_CAPACITY: usize = 131_072;
+/// Default capacity of `CONNTRACK`: two entries per translated flow.
+pub const CONNTRACK_CAPACITY: usize = 262_144;
+/// Default capacity of `WORKLOADS`: two families of a few hundred pods.
+pub const WORKLOADS_CAPACITY: usize = 4_096;
+/// Default capacity of `POD_ROUTES`: two families of a few thousand nodes.
+pub const POD_ROUTES_CAPACITY: usize = 16_384;
+/// Default capacity of `FRAGMENTS`.
+pub const FRAGMENTS_CAPACITY: usize = 8_192;
+
+/// MAC of every host-side device of the pod network, on every node. One address everywhere means
+/// that what a pod sends is already addressed to whatever device it is redirected to.
+pub const HOST_MAC: [u8; 6] = [0x02, 0x74, 0x68, 0x70, 0x00, 0x01];
+/// Inner source MAC of packets in the overlay. It differs from [`HOST_MAC`], because a VXLAN device
+/// discards what carries its own address as source.
+pub const OVERLAY_SOURCE_MAC: [u8; 6] = [0x02, 0x74, 0x68, 0x70, 0x00, 0x02];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_into_what_the_kernel_keeps() {
+        for name in MAPS.iter().chain(&PROGRAMS) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+}
