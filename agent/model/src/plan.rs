@@ -1,0 +1,4 @@
+//! Planners: what to change so that the kernel says what the cluster says. Pure.
+
+pub mod routes;
+pub mod services;
