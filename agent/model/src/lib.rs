@@ -4,5 +4,6 @@
 
 pub mod desired;
 pub mod plan;
+pub mod pod;
 pub mod route;
 pub mod service;

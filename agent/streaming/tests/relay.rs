@@ -29,7 +29,7 @@ async fn backend(io: DuplexStream) {
         let accepted = accept(request.headers()).expect("a WebSocket request");
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
-            let io = TokioIo::new(upgrade.await.unwrap());
+            let io = TokioIo::new(upgrade.await.expect("the relay upgraded"));
             let (stdin, stdout) = duplex(1024);
             let streams = SessionStreams {
                 stdin: Some(Box::new(stdin)),
