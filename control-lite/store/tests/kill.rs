@@ -2,6 +2,8 @@
 //!
 //! The test runs its own binary again as the writer, which prints a line per acknowledged write.
 
+#![expect(clippy::unwrap_used, reason = "a test panics")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
