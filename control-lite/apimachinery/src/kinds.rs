@@ -7,8 +7,41 @@ use crate::selector::{FieldSelector, InvalidFieldSelector};
 use jiff::Timestamp;
 use serde_json::Value;
 
+mod cells;
+mod config_map;
+mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod event;
+mod lease;
+mod namespace;
+mod node;
+mod pod;
+mod replica_set;
+mod replication_controller;
+pub mod scale;
+mod secret;
+mod service;
+mod service_account;
 mod strategy;
+mod template;
+#[cfg(test)]
+mod tests;
 
+pub use config_map::CONFIG_MAP;
+pub use deployment::DEPLOYMENT;
+pub use endpoint_slice::ENDPOINT_SLICE;
+pub use endpoints::ENDPOINTS;
+pub use event::{EVENT, EVENTS_EVENT};
+pub use lease::LEASE;
+pub use namespace::NAMESPACE;
+pub use node::NODE;
+pub use pod::{POD, qos_class};
+pub use replica_set::REPLICA_SET;
+pub use replication_controller::REPLICATION_CONTROLLER;
+pub use secret::SECRET;
+pub use service::SERVICE;
+pub use service_account::SERVICE_ACCOUNT;
 pub use strategy::{Conversion, Strategy};
 
 /// One column of `kubectl get`.
@@ -230,7 +263,23 @@ pub fn all() -> &'static [&'static Kind] {
     ALL
 }
 
-static ALL: &[&Kind] = &[];
+static ALL: &[&Kind] = &[
+    &CONFIG_MAP,
+    &ENDPOINTS,
+    &EVENT,
+    &NAMESPACE,
+    &NODE,
+    &POD,
+    &REPLICATION_CONTROLLER,
+    &SECRET,
+    &SERVICE_ACCOUNT,
+    &SERVICE,
+    &DEPLOYMENT,
+    &REPLICA_SET,
+    &LEASE,
+    &ENDPOINT_SLICE,
+    &EVENTS_EVENT,
+];
 
 /// Finds a kind by group, version and plural.
 pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {

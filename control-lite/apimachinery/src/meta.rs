@@ -2,6 +2,7 @@
 
 mod validate;
 
+pub(crate) use validate::validate_annotations;
 pub use validate::{validate_create, validate_labels, validate_update};
 
 use crate::value::{at, ensure_map, set, str_at};
@@ -166,7 +167,7 @@ pub fn stamp_created(object: &mut Value, now: Timestamp) {
     );
 }
 
-/// Marks an object as being deleted after `grace_secs`.
+/// Marks an object as being deleted after `grace_secs`. Kinds that count their generation count this too.
 pub fn mark_deleted(object: &mut Value, now: Timestamp, grace_secs: i64) {
     let at = now
         .checked_add(jiff::SignedDuration::from_secs(grace_secs))
@@ -177,6 +178,13 @@ pub fn mark_deleted(object: &mut Value, now: Timestamp, grace_secs: i64) {
         crate::time::format(at).into(),
     );
     metadata.insert("deletionGracePeriodSeconds".to_owned(), grace_secs.into());
+    if let Some(generation) = metadata
+        .get("generation")
+        .and_then(Value::as_i64)
+        .filter(|g| *g > 0)
+    {
+        metadata.insert("generation".to_owned(), (generation + 1).into());
+    }
 }
 
 /// Carries over what an update may not change and clients commonly leave out: uid, creation and deletion times.
