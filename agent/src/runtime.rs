@@ -4,8 +4,27 @@
 //! comes in is resolved already (ConfigMaps read, `$(VAR)` expanded, volumes on disk): a driver never
 //! talks to the Kubernetes API. The trait exists because reconcilers are tested over a fake.
 
+mod cgroup;
 mod connect;
+mod container;
 pub mod containerd;
+mod devices;
+mod events;
+mod exec;
+mod exits;
+mod image;
+mod io;
+mod journal;
+mod labels;
+mod lease;
+mod logs;
+mod namespaces;
+mod pull;
+mod reference;
+mod rootfs;
+mod sandbox;
+mod spec;
+mod stop;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -232,6 +251,40 @@ impl RuntimeError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Operation { .. })
+    }
+
+    /// The same failure for another waiter; sources keep their text and lose their type.
+    fn duplicate(&self) -> Self {
+        match self {
+            Self::Unreachable { socket, source } => Self::Unreachable {
+                socket: socket.clone(),
+                source: source.to_string().into(),
+            },
+            Self::Operation {
+                operation,
+                subject,
+                source,
+            } => Self::Operation {
+                operation,
+                subject: subject.clone(),
+                source: source.to_string().into(),
+            },
+            Self::InvalidSpec { subject, message } => Self::InvalidSpec {
+                subject: subject.clone(),
+                message: message.clone(),
+            },
+            Self::Start { container, message } => Self::Start {
+                container: container.clone(),
+                message: message.clone(),
+            },
+            Self::Exec { container, message } => Self::Exec {
+                container: container.clone(),
+                message: message.clone(),
+            },
+            Self::NotFound { subject } => Self::NotFound {
+                subject: subject.clone(),
+            },
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::version_client::VersionClient;
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::metadata::AsciiMetadataValue;
@@ -143,15 +144,18 @@ fn channel(socket: &Path) -> Channel {
 }
 
 /// Awaits one call for at most `deadline`. Giving up resets the stream, which cancels it in containerd.
-pub(super) async fn call<T>(
+/// Boxed, because tonic's futures are kilobytes each and a caller has many of them.
+pub(super) fn call<'a, T>(
     deadline: Duration,
-    future: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CallError> {
-    match tokio::time::timeout(deadline, future).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CallError::from(status)),
-        Err(_) => Err(CallError::Deadline(deadline)),
-    }
+    future: impl Future<Output = Result<Response<T>, Status>> + Send + 'a,
+) -> BoxFuture<'a, Result<T, CallError>> {
+    Box::pin(async move {
+        match tokio::time::timeout(deadline, future).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::from(status)),
+            Err(_) => Err(CallError::Deadline(deadline)),
+        }
+    })
 }
 
 /// Why a call gave no answer.

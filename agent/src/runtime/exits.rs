@@ -1,0 +1,251 @@
+//! Following running containers to their end: one `Wait` each, then the exit is journalled, the task
+//! deleted and the log completed, in this order, before anybody is told.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use containerd_client::services::v1::{DeleteTaskRequest, GetRequest, WaitRequest};
+use containerd_client::types::v1::{Process, Status};
+use prost_types::Timestamp;
+use tokio::net::unix::pipe::Sender;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+use super::connect::{CallError, Idempotent, QUICK, SLOW, call};
+use super::containerd::{Driver, blocking};
+use super::io::Fifos;
+use super::journal::Exit;
+use super::logs;
+
+/// Exit code of a container that ended while nobody could see it, as containerd's CRI plugin has it.
+pub(super) const UNKNOWN_EXIT_CODE: u32 = 255;
+
+/// A process outside the container that kept its output open must not hold up the exit for ever.
+const LOG_DRAIN: Duration = Duration::from_secs(5);
+
+/// What this process holds for one container whose task exists.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    is_waited_for: AtomicBool,
+    log: Mutex<Option<JoinHandle<()>>>,
+    /// Held so that the container's stdin stays open; nobody writes to it yet.
+    _stdin: Option<Sender>,
+    /// The last exit event seen, for a task that is gone before it could be asked.
+    seen: Mutex<Option<(u32, SystemTime)>>,
+    settled: watch::Sender<bool>,
+}
+
+/// What is needed to follow a container, read from its labels.
+#[derive(Clone, Debug)]
+pub(super) struct Follow {
+    pub(super) id: String,
+    pub(super) pod_uid: String,
+    pub(super) log_path: std::path::PathBuf,
+    pub(super) stdin: bool,
+    pub(super) tty: bool,
+    pub(super) cgroup_path: String,
+}
+
+/// All tracked containers by id.
+pub(super) type Registry = Mutex<HashMap<String, Arc<Tracked>>>;
+
+impl Tracked {
+    /// Resolves once the exit is on disk and the log complete.
+    pub(super) async fn settled(&self) {
+        let mut settled = self.settled.subscribe();
+        // An error means that the sender is gone, which it never is while `self` is borrowed.
+        settled.wait_for(|settled| *settled).await.ok();
+    }
+}
+
+impl Driver {
+    pub(super) fn tracked(&self, id: &str) -> Option<Arc<Tracked>> {
+        self.registry
+            .lock()
+            .expect("never poisoned")
+            .get(id)
+            .cloned()
+    }
+
+    /// Connects to the container's FIFOs and starts its log, unless that is done.
+    pub(super) fn track(&self, follow: &Follow) -> std::io::Result<Arc<Tracked>> {
+        let mut registry = self.registry.lock().expect("never poisoned");
+        if let Some(tracked) = registry.get(&follow.id) {
+            return Ok(tracked.clone());
+        }
+        let directory = self.sandboxes.io(&follow.pod_uid, &follow.id);
+        let fifos = Fifos::new(directory, follow.stdin, follow.tty);
+        fifos.create()?;
+        let ends = fifos.open()?;
+        let log = tokio::spawn(logs::pump(
+            ends.stdout,
+            ends.stderr,
+            follow.log_path.clone(),
+        ));
+        let tracked = Arc::new(Tracked {
+            is_waited_for: AtomicBool::new(false),
+            log: Mutex::new(Some(log)),
+            _stdin: ends.stdin,
+            seen: Mutex::new(None),
+            settled: watch::Sender::new(false),
+        });
+        registry.insert(follow.id.clone(), tracked.clone());
+        Ok(tracked)
+    }
+
+    /// Stops following a container whose task never ran.
+    pub(super) fn untrack(&self, id: &str) {
+        let tracked = self.registry.lock().expect("never poisoned").remove(id);
+        if let Some(log) =
+            tracked.and_then(|tracked| tracked.log.lock().expect("never poisoned").take())
+        {
+            log.abort();
+        }
+    }
+
+    /// Waits for the container's end in a task of its own, unless one does already.
+    pub(super) fn follow(self: &Arc<Self>, follow: Follow) -> std::io::Result<Arc<Tracked>> {
+        let tracked = self.track(&follow)?;
+        if !tracked.is_waited_for.swap(true, Ordering::AcqRel) {
+            let (driver, followed) = (self.clone(), tracked.clone());
+            let cancel = self.cancel.clone();
+            tokio::spawn(cancel.run_until_cancelled_owned(async move {
+                driver.wait(&follow, &followed).await;
+                followed.is_waited_for.store(false, Ordering::Release);
+            }));
+        }
+        Ok(tracked)
+    }
+
+    /// Notes an exit event. The `Wait` normally says the same; this is for a shim that died.
+    pub(super) fn saw_exit(&self, id: &str, code: u32, at: Option<Timestamp>) {
+        if let Some(tracked) = self.tracked(id) {
+            *tracked.seen.lock().expect("never poisoned") = Some((code, time(at)));
+        }
+    }
+
+    async fn wait(self: &Arc<Self>, follow: &Follow, tracked: &Arc<Tracked>) {
+        let request = WaitRequest {
+            container_id: follow.id.clone(),
+            exec_id: String::new(),
+        };
+        let outcome = self
+            .connection
+            .waits()
+            .wait(self.connection.request(request))
+            .await;
+        let (code, at) = match outcome.map_err(CallError::from) {
+            Ok(response) => {
+                let exit = response.into_inner();
+                (exit.exit_status, time(exit.exited_at))
+            }
+            // containerd went away and the container lives on: the events task looks again.
+            Err(CallError::Unreachable(_)) => return,
+            Err(error) => {
+                debug!(container = follow.id, %error, "wait ended");
+                match self.end_of(&follow.id, tracked).await {
+                    Some(end) => end,
+                    None => return self.changed(),
+                }
+            }
+        };
+        self.settle(follow, tracked, code, at).await;
+    }
+
+    /// How a task ended whose `Wait` failed. `None` when it has not, or cannot be asked now.
+    async fn end_of(&self, id: &str, tracked: &Tracked) -> Option<(u32, SystemTime)> {
+        match self.task(id).await {
+            Ok(Some(task)) if task.status() == Status::Stopped => {
+                Some((task.exit_status, time(task.exited_at)))
+            }
+            Ok(None) => {
+                let seen = *tracked.seen.lock().expect("never poisoned");
+                Some(seen.unwrap_or((UNKNOWN_EXIT_CODE, SystemTime::now())))
+            }
+            Ok(Some(_)) | Err(_) => None,
+        }
+    }
+
+    /// The container's task, if there is one.
+    pub(super) async fn task(&self, id: &str) -> Result<Option<Process>, CallError> {
+        let request = GetRequest {
+            container_id: id.into(),
+            exec_id: String::new(),
+        };
+        let mut client = self.connection.tasks();
+        match call(QUICK, client.get(self.connection.request(request))).await {
+            Ok(response) => Ok(response.process),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn settle(&self, follow: &Follow, tracked: &Tracked, code: u32, at: SystemTime) {
+        // Read before the task is deleted: runc removes the cgroup with it.
+        let oom_kills = self.sandboxes.cgroups().oom_kills(&follow.cgroup_path);
+        let exit = Exit {
+            exit_code: i32::try_from(code).unwrap_or(-1),
+            oom_killed: oom_kills.is_some_and(|count| count > 0),
+            finished_at: at,
+        };
+        if let Err(error) = self.record_exit(&follow.id, exit).await {
+            // The task stays, and with it the exit code: the next look tries again.
+            warn!(container = follow.id, %error, "cannot record an exit");
+            return self.changed();
+        }
+        if let Err(error) = self.delete_task(&follow.id).await {
+            warn!(container = follow.id, %error, "cannot delete an exited task yet");
+        }
+        let log = tracked.log.lock().expect("never poisoned").take();
+        if let Some(mut log) = log
+            && tokio::time::timeout(LOG_DRAIN, &mut log).await.is_err()
+        {
+            warn!(
+                container = follow.id,
+                "output is still held open after the exit"
+            );
+            log.abort();
+        }
+        self.registry
+            .lock()
+            .expect("never poisoned")
+            .remove(&follow.id);
+        tracked.settled.send_replace(true);
+        self.changed();
+    }
+
+    pub(super) async fn record_exit(&self, id: &str, exit: Exit) -> std::io::Result<()> {
+        let (journal, id) = (self.journal.clone(), id.to_owned());
+        blocking(move || {
+            let mut record = journal.read(&id)?;
+            if record.exit.is_none() {
+                record.exit = Some(exit);
+                journal.write(&id, &record, true)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes the task, which ends the shim with its last one. None is fine.
+    pub(super) async fn delete_task(&self, id: &str) -> Result<(), CallError> {
+        let request = DeleteTaskRequest {
+            container_id: id.into(),
+        };
+        let mut client = self.connection.tasks();
+        call(SLOW, client.delete(self.connection.request(request)))
+            .await
+            .or_gone()
+    }
+}
+
+/// containerd's time, or now where it gave none.
+pub(super) fn time(timestamp: Option<Timestamp>) -> SystemTime {
+    timestamp
+        .and_then(|timestamp| SystemTime::try_from(timestamp).ok())
+        .filter(|time| *time > SystemTime::UNIX_EPOCH)
+        .unwrap_or_else(SystemTime::now)
+}

@@ -1,0 +1,267 @@
+//! Container logs in CRI format: framing of two byte streams into `<time> <stream> <F|P> <line>`.
+//!
+//! [`Framer`] is pure; [`pump`] moves bytes from the FIFOs to the file. A container must never block or
+//! die for its log: when the file cannot be written the bytes are counted, reported and dropped.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe::Receiver;
+use tracing::{info, warn};
+
+/// Longest piece of a line in one entry, as containerd's CRI plugin has it.
+const MAX_LINE: usize = 16 << 10;
+const READ_SIZE: usize = 64 << 10;
+/// A line without its newline is written as partial after this: a prompt shows up in `logs -f`, and an
+/// agent that is killed loses at most this much of it.
+const PARTIAL_AFTER: Duration = Duration::from_millis(50);
+
+/// Splits one stream into entries.
+#[derive(Debug)]
+pub(super) struct Framer {
+    stream: &'static str,
+    pending: Vec<u8>,
+}
+
+impl Framer {
+    pub(super) fn new(stream: &'static str) -> Self {
+        Self {
+            stream,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Appends the entries that `bytes` completes to `out`.
+    pub(super) fn push(&mut self, bytes: &[u8], now: Timestamp, out: &mut Vec<u8>) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let newline = rest.iter().position(|&byte| byte == b'\n');
+            let mut line = &rest[..newline.unwrap_or(rest.len())];
+            while self.pending.len() + line.len() > MAX_LINE {
+                let (piece, left) = line.split_at(MAX_LINE - self.pending.len());
+                self.pending.extend_from_slice(piece);
+                self.emit('P', now, out);
+                line = left;
+            }
+            self.pending.extend_from_slice(line);
+            match newline {
+                Some(at) => {
+                    self.emit('F', now, out);
+                    rest = &rest[at + 1..];
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Writes an unfinished line as partial.
+    pub(super) fn flush(&mut self, now: Timestamp, out: &mut Vec<u8>) {
+        if self.has_partial() {
+            self.emit('P', now, out);
+        }
+    }
+
+    pub(super) fn has_partial(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn emit(&mut self, tag: char, now: Timestamp, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{now:.9} {} {tag} ", self.stream).as_bytes());
+        out.append(&mut self.pending);
+        out.push(b'\n');
+    }
+}
+
+/// Copies both streams into the log until the last writer is gone.
+pub(super) async fn pump(stdout: Option<Receiver>, stderr: Option<Receiver>, path: PathBuf) {
+    let mut log = LogFile::new(path);
+    let mut out = Source::new("stdout", stdout);
+    let mut err = Source::new("stderr", stderr);
+    let mut entries = Vec::new();
+    while out.is_open() || err.is_open() {
+        let has_partial = out.framer.has_partial() || err.framer.has_partial();
+        tokio::select! {
+            () = out.fill(), if out.is_open() => out.frame(&mut entries),
+            () = err.fill(), if err.is_open() => err.frame(&mut entries),
+            () = tokio::time::sleep(PARTIAL_AFTER), if has_partial => {
+                let now = Timestamp::now();
+                out.framer.flush(now, &mut entries);
+                err.framer.flush(now, &mut entries);
+            }
+        }
+        log.append(&mut entries).await;
+    }
+    log.finish().await;
+}
+
+struct Source {
+    pipe: Option<Receiver>,
+    framer: Framer,
+    buffer: Vec<u8>,
+}
+
+impl Source {
+    fn new(stream: &'static str, pipe: Option<Receiver>) -> Self {
+        Self {
+            pipe,
+            framer: Framer::new(stream),
+            buffer: Vec::new(),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Reads once. Cancel-safe: `read_buf` either takes bytes and completes or takes none.
+    async fn fill(&mut self) {
+        let Some(pipe) = &mut self.pipe else {
+            return;
+        };
+        self.buffer.clear();
+        self.buffer.reserve(READ_SIZE);
+        match pipe.read_buf(&mut self.buffer).await {
+            Ok(0) => self.pipe = None,
+            Ok(_) => {}
+            Err(error) => {
+                warn!(stream = self.framer.stream, %error, "cannot read container output");
+                self.pipe = None;
+            }
+        }
+    }
+
+    fn frame(&mut self, entries: &mut Vec<u8>) {
+        let now = Timestamp::now();
+        self.framer.push(&self.buffer, now, entries);
+        self.buffer.clear();
+        if self.pipe.is_none() {
+            self.framer.flush(now, entries);
+        }
+    }
+}
+
+/// The file, re-opened after a failure.
+struct LogFile {
+    path: PathBuf,
+    file: Option<File>,
+    lost_bytes: u64,
+}
+
+impl LogFile {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            file: None,
+            lost_bytes: 0,
+        }
+    }
+
+    async fn append(&mut self, entries: &mut Vec<u8>) {
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_append(entries).await {
+            if self.lost_bytes == 0 {
+                warn!(path = %self.path.display(), %error, "cannot write the container log: output is being lost");
+            }
+            self.lost_bytes += entries.len() as u64;
+            self.file = None;
+        } else if self.lost_bytes > 0 {
+            info!(path = %self.path.display(), lost_bytes = self.lost_bytes, "container log is written again");
+            self.lost_bytes = 0;
+        }
+        entries.clear();
+    }
+
+    async fn try_append(&mut self, entries: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(open(&self.path).await?),
+        };
+        file.write_all(entries).await?;
+        // tokio's file writes in the background: without this a failure would show up one write late.
+        file.flush().await
+    }
+
+    async fn finish(&mut self) {
+        if self.lost_bytes > 0 {
+            warn!(path = %self.path.display(), lost_bytes = self.lost_bytes, "container output was lost");
+        }
+    }
+}
+
+async fn open(path: &Path) -> io::Result<File> {
+    tokio::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
+        .await
+}
+
+/// Makes the log file (and its directory), so that `kubectl logs` of a silent container finds it.
+pub(super) async fn create(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await?;
+    }
+    open(path).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at() -> Timestamp {
+        "2026-01-02T03:04:05.000000006Z".parse().expect("valid")
+    }
+
+    fn framed(chunks: &[&[u8]], flush: bool) -> String {
+        let mut framer = Framer::new("stdout");
+        let mut out = Vec::new();
+        for chunk in chunks {
+            framer.push(chunk, at(), &mut out);
+        }
+        if flush {
+            framer.flush(at(), &mut out);
+        }
+        String::from_utf8(out)
+            .expect("ascii")
+            .replace("2026-01-02T03:04:05.000000006Z stdout", "T")
+    }
+
+    #[test]
+    fn whole_lines_are_full_and_nanoseconds_are_kept() {
+        let mut out = Vec::new();
+        Framer::new("stderr").push(b"a\n", at(), &mut out);
+        assert_eq!(out, b"2026-01-02T03:04:05.000000006Z stderr F a\n");
+        assert_eq!(framed(&[b"a\n\nb\n"], false), "T F a\nT F \nT F b\n");
+    }
+
+    #[test]
+    fn a_line_in_pieces_is_one_entry() {
+        assert_eq!(framed(&[b"he", b"llo\nwo"], false), "T F hello\n");
+    }
+
+    #[test]
+    fn an_unfinished_last_line_is_partial() {
+        assert_eq!(framed(&[b"a\nb"], true), "T F a\nT P b\n");
+        assert_eq!(framed(&[b"a\n"], true), "T F a\n");
+    }
+
+    #[test]
+    fn a_line_longer_than_16_kib_is_cut_into_partials_and_a_full_end() {
+        let line = [vec![b'x'; MAX_LINE * 2 + 3], b"\n".to_vec()].concat();
+        let text = framed(&[&line], false);
+        let tags: Vec<_> = text
+            .lines()
+            .map(|line| (&line[..3], line.len() - 4))
+            .collect();
+        assert_eq!(tags, [("T P", MAX_LINE), ("T P", MAX_LINE), ("T F", 3)]);
+        let exact = [vec![b'x'; MAX_LINE], b"\n".to_vec()].concat();
+        assert_eq!(framed(&[&exact], false).lines().count(), 1);
+    }
+}
