@@ -5,6 +5,7 @@
 //! -> `table` or the object itself. Patches go through `patch`, selections through `selector`, every failure is an `ApiError`.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 pub mod continue_token;
 pub mod duration;
 pub mod error;
