@@ -1,0 +1,138 @@
+//! A real server on a loopback port, and kubectl against it.
+
+#![expect(clippy::unwrap_used, reason = "a test panics")]
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tholepin_apiserver::{
+    ApiServer, Pki, PkiOptions, Registry, RegistryConfig, RequestContext, ServerConfig, resources,
+};
+use tholepin_store::{EmbeddedOptions, EmbeddedStore};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) struct TestServer {
+    pub(crate) folder: TempDir,
+    pub(crate) address: SocketAddr,
+    pub(crate) registry: Registry,
+    pub(crate) pki: Arc<Pki>,
+    cancel: CancellationToken,
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl TestServer {
+    /// A server with the namespaces `default` and `kube-system`.
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store =
+            EmbeddedStore::open(&EmbeddedOptions::new(folder.path().join("store.redb"))).unwrap();
+        let registry = Registry::open(Arc::new(store), RegistryConfig::default())
+            .await
+            .unwrap();
+        let ctx = RequestContext::component("test");
+        for name in ["default", "kube-system", "kube-node-lease"] {
+            let namespace =
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            registry
+                .create(&ctx, resources::NAMESPACES, "", namespace)
+                .await
+                .unwrap();
+        }
+        let pki = Pki::open(&PkiOptions {
+            folder: folder.path().join("pki"),
+            addresses: vec!["10.96.0.1".parse().unwrap()],
+            names: Vec::new(),
+        })
+        .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        pki.write_kubeconfig(
+            &folder.path().join("kubeconfig"),
+            &format!("https://{address}"),
+        )
+        .unwrap();
+        let server = ApiServer::new(
+            ServerConfig {
+                pki: Arc::clone(&pki),
+            },
+            registry.clone(),
+        )
+        .unwrap();
+        let cancel = CancellationToken::new();
+        tokio::spawn(server.serve(vec![listener], cancel.clone()));
+        Self {
+            folder,
+            address,
+            registry,
+            pki,
+            cancel,
+        }
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    pub(crate) fn command(&self, words: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new("kubectl");
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--cache-dir")
+            .arg(self.folder.path().join("cache"))
+            .args(words)
+            .env_remove("KUBECONFIG")
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs kubectl, with a text on its stdin.
+    pub(crate) async fn kubectl_with(&self, words: &[&str], stdin: &str) -> Output {
+        use tokio::io::AsyncWriteExt as _;
+        let mut child = self
+            .command(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(stdin.as_bytes())
+            .await
+            .unwrap();
+        child.wait_with_output().await.unwrap()
+    }
+
+    /// Runs kubectl, which has to succeed; returns what it printed.
+    pub(crate) async fn kubectl(&self, words: &[&str]) -> String {
+        self.kubectl_apply(words, "").await
+    }
+
+    /// The same with a text on its stdin.
+    pub(crate) async fn kubectl_apply(&self, words: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_with(words, stdin).await;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "kubectl {words:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap() + &stderr
+    }
+
+    /// Runs kubectl, which has to fail; returns what it complained.
+    pub(crate) async fn kubectl_fails(&self, words: &[&str], stdin: &str) -> String {
+        let output = self.kubectl_with(words, stdin).await;
+        assert!(!output.status.success(), "kubectl {words:?} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
