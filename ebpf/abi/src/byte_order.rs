@@ -1,5 +1,11 @@
 //! Network-order integers and the 16-byte address: byte order lives in the type, not in comments.
 
+#![expect(
+    unsafe_code,
+    reason = "an address as bytes and as words, and `aya::Pod`"
+)]
+
+use core::mem::transmute;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 map_type! {
@@ -85,17 +91,10 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = [
-            words[0].to_ne_bytes(),
-            words[1].to_ne_bytes(),
-            words[2].to_ne_bytes(),
-            words[3].to_ne_bytes(),
-        ];
+        // SAFETY: both are sixteen bytes without padding, for which every bit pattern is valid.
+        // Going byte by byte instead makes the eBPF compiler keep sixteen separate bytes.
         Self {
-            octets: [
-                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
-                d[2], d[3],
-            ],
+            octets: unsafe { transmute::<[u32; 4], [u8; 16]>(words) },
         }
     }
 
@@ -122,13 +121,8 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let o = &self.octets;
-        [
-            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
-            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
-            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
-            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        ]
+        // SAFETY: as in `from_words`.
+        unsafe { transmute::<[u8; 16], [u32; 4]>(self.octets) }
     }
 
     /// Whether this is a mapped IPv4 address.

@@ -1,0 +1,166 @@
+//! The life of a translated flow: what packets do to it and when it is over.
+
+use tholepin_ebpf_abi::backend::BACKEND_SERVING;
+use tholepin_ebpf_abi::conntrack::*;
+use tholepin_ebpf_abi::{BackendValue, ConntrackEntry};
+
+use crate::packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// The `FLOW_*` bits a packet sets in the half of its direction.
+#[must_use]
+#[inline(always)]
+pub const fn observed(protocol: u8, tcp_flags: u8) -> u32 {
+    if protocol != TCP {
+        return FLOW_SEEN;
+    }
+    let mut bits = if tcp_flags & TCP_SYN != 0 {
+        FLOW_SYN
+    } else {
+        FLOW_ESTABLISHED
+    };
+    if tcp_flags & TCP_FIN != 0 {
+        bits |= FLOW_FIN;
+    }
+    if tcp_flags & TCP_RST != 0 {
+        bits |= FLOW_RST;
+    }
+    bits
+}
+
+/// Whether a TCP packet asks for a new connection.
+#[must_use]
+#[inline(always)]
+pub const fn opens(protocol: u8, tcp_flags: u8) -> bool {
+    protocol == TCP && tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// Whether a TCP connection was seen to end, in either direction.
+#[must_use]
+#[inline(always)]
+pub const fn is_closing(flags_of_both: u32) -> bool {
+    flags_of_both & (FLOW_FIN | FLOW_RST) != 0
+}
+
+/// How long a flow may be idle before it counts as over.
+#[must_use]
+#[inline(always)]
+pub const fn idle_limit(protocol: u8, flags_of_both: u32) -> u64 {
+    if protocol != TCP {
+        UDP_IDLE_NS
+    } else if is_closing(flags_of_both) {
+        TCP_CLOSING_IDLE_NS
+    } else if flags_of_both & FLOW_ESTABLISHED == 0 {
+        TCP_OPENING_IDLE_NS
+    } else {
+        TCP_ESTABLISHED_IDLE_NS
+    }
+}
+
+/// Whether a flow is over, so that its tuple may be given to another.
+#[must_use]
+#[inline(always)]
+pub const fn is_over(protocol: u8, flags_of_both: u32, idle_ns: u64) -> bool {
+    protocol == TCP && is_closing(flags_of_both) || idle_ns > idle_limit(protocol, flags_of_both)
+}
+
+/// Whether the backend an entry was made for is still the one behind its id, and serves.
+#[must_use]
+#[inline(always)]
+pub fn is_current(entry: &ConntrackEntry, backend: Option<&BackendValue>) -> bool {
+    match backend {
+        Some(backend) => {
+            backend.generation == entry.backend_generation && backend.flags & BACKEND_SERVING != 0
+        }
+        None => false,
+    }
+}
+
+/// Whether a SYN of an existing flow keeps its backend: a retransmission does, and so does one
+/// that a stray packet provoked; one that opens a new connection on a used tuple does not.
+#[must_use]
+#[inline(always)]
+pub const fn syn_keeps_backend(flags_of_both: u32, idle_ns: u64, backend_is_current: bool) -> bool {
+    backend_is_current && !is_over(TCP, flags_of_both, idle_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use tholepin_ebpf_abi::{Address, Be16};
+
+    use super::*;
+    use crate::packet::UDP;
+
+    fn backend(generation: u32, flags: u8) -> BackendValue {
+        let (address, port) = (Address::from_v4([10, 244, 1, 7]), Be16::new(80));
+        BackendValue {
+            address,
+            port,
+            protocol: TCP,
+            flags,
+            generation,
+        }
+    }
+
+    #[test]
+    fn a_connection_is_followed_from_syn_to_fin() {
+        assert_eq!(observed(TCP, TCP_SYN), FLOW_SYN);
+        assert_eq!(observed(TCP, TCP_SYN | TCP_ACK), FLOW_SYN);
+        assert_eq!(observed(TCP, TCP_ACK), FLOW_ESTABLISHED);
+        assert_eq!(
+            observed(TCP, TCP_FIN | TCP_ACK),
+            FLOW_ESTABLISHED | FLOW_FIN
+        );
+        assert_eq!(observed(TCP, TCP_RST), FLOW_ESTABLISHED | FLOW_RST);
+        assert_eq!(observed(UDP, 0xff), FLOW_SEEN);
+    }
+
+    #[test]
+    fn only_a_bare_syn_opens() {
+        assert!(opens(TCP, TCP_SYN));
+        assert!(!opens(TCP, TCP_SYN | TCP_ACK));
+        assert!(!opens(UDP, TCP_SYN));
+    }
+
+    #[test]
+    fn a_retransmitted_syn_keeps_its_backend() {
+        assert!(syn_keeps_backend(FLOW_SYN, 3_000_000_000, true));
+    }
+
+    #[test]
+    fn a_syn_is_balanced_anew_after_the_end_of_the_last_connection() {
+        for over in [FLOW_FIN, FLOW_RST] {
+            assert!(!syn_keeps_backend(
+                FLOW_SYN | FLOW_ESTABLISHED | over,
+                0,
+                true
+            ));
+        }
+    }
+
+    #[test]
+    fn a_syn_is_balanced_anew_when_the_backend_is_gone() {
+        assert!(!syn_keeps_backend(FLOW_SYN, 0, false));
+    }
+
+    #[test]
+    fn a_backend_is_current_while_generation_and_state_agree() {
+        let entry = ConntrackEntry {
+            backend_generation: 4,
+            ..ConntrackEntry::default()
+        };
+        assert!(is_current(&entry, Some(&backend(4, BACKEND_SERVING))));
+        assert!(!is_current(&entry, Some(&backend(5, BACKEND_SERVING))));
+        assert!(!is_current(&entry, Some(&backend(4, 0))));
+        assert!(!is_current(&entry, None));
+    }
+
+    #[test]
+    fn idle_flows_end_by_their_state() {
+        let hour = 3600 * 1_000_000_000;
+        assert!(is_over(UDP, FLOW_SEEN, hour));
+        assert!(!is_over(UDP, FLOW_SEEN, 1_000_000_000));
+        assert!(is_over(TCP, FLOW_SYN, hour));
+        assert!(!is_over(TCP, FLOW_SYN | FLOW_ESTABLISHED, hour));
+        assert!(is_over(TCP, FLOW_SYN | FLOW_ESTABLISHED, 6 * 24 * hour));
+    }
+}

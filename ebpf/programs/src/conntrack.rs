@@ -1,0 +1,83 @@
+//! Packets of flows that are known already.
+
+use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, REFRESH_NS, UDP_IDLE_NS};
+use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
+use tholepin_ebpf_core::packet::TCP;
+use tholepin_ebpf_core::{Origin, Translation, flow, rewrite};
+
+use crate::lookup::{self, Half};
+use crate::maps::CONNTRACK;
+use crate::parse::Packet;
+use crate::scratch::Scratch;
+use crate::{balance, skb};
+
+/// The translation of a packet whose flow has `half`. Data packets of TCP cost nothing beyond the
+/// look-up that found it; UDP looks whether its backend still serves; a SYN takes the slow path.
+#[inline(always)]
+pub fn advance(scratch: &mut Scratch, half: Half, origin: Origin) -> Result<(), DropReason> {
+    let entry = half.entry();
+    let now_ns = skb::now_ns();
+    let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
+    if entry.flags & FLOW_REPLY == 0 && !keeps_backend(&scratch.packet, entry, now_ns, idle_ns) {
+        return balance::again(scratch, origin);
+    }
+    scratch.translation = Translation::of_entry(entry);
+    scratch.packet.translated = true;
+    half.set_flags(flow::observed(
+        scratch.packet.flow.protocol,
+        scratch.packet.tcp_flags,
+    ));
+    if idle_ns > REFRESH_NS {
+        refresh(&scratch.packet.flow, now_ns);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn keeps_backend(packet: &Packet, entry: &ConntrackEntry, now_ns: u64, idle_ns: u64) -> bool {
+    if packet.flow.protocol != TCP {
+        return idle_ns <= UDP_IDLE_NS
+            && flow::is_current(entry, lookup::backend(entry.backend_id));
+    }
+    !flow::opens(TCP, packet.tcp_flags) || syn_keeps_backend(&packet.flow, now_ns) != 0
+}
+
+/// Whether a SYN of a known flow keeps its backend.
+#[inline(never)]
+fn syn_keeps_backend(key: &FlowKey, now_ns: u64) -> u32 {
+    let Some(half) = Half::find(key) else {
+        return 0;
+    };
+    let entry = half.entry();
+    let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
+    let current = flow::is_current(entry, lookup::backend(entry.backend_id));
+    let flags = flags_of_both(key, half);
+    u32::from(flow::syn_keeps_backend(flags, idle_ns, current))
+}
+
+/// The `FLOW_*` bits of both directions.
+#[inline(always)]
+pub fn flags_of_both(key: &FlowKey, half: Half) -> u32 {
+    let entry = half.entry();
+    let other = Translation::of_entry(entry).reply_key(key.protocol);
+    entry.flags | Half::find(&other).map_or(0, |other| other.entry().flags)
+}
+
+/// Marks both halves as used, so that a flow of one direction does not lose the other to LRU
+/// eviction, and puts the other half back if it did. At most once a second for a flow.
+#[inline(never)]
+fn refresh(key: &FlowKey, now_ns: u64) -> u32 {
+    let Some(half) = Half::find(key) else {
+        return 0;
+    };
+    half.set_last_seen(now_ns);
+    let other_key = Translation::of_entry(half.entry()).reply_key(key.protocol);
+    if let Some(other) = Half::find(&other_key) {
+        other.set_last_seen(now_ns);
+        return 1;
+    }
+    let other = rewrite::other_half(key, half.entry());
+    // Without room the flow goes on in this direction, and the next second tries again.
+    CONNTRACK.insert(other_key, other, 0).ok();
+    2
+}

@@ -1,0 +1,104 @@
+//! Map look-ups. What they return stays readable for the rest of the program's run.
+
+#![expect(unsafe_code, reason = "references into hash maps")]
+
+use aya_ebpf::btf_maps::{HashMap, LruHashMap};
+use tholepin_ebpf_abi::*;
+
+use crate::maps::*;
+
+/// A value of a hash map.
+///
+/// An entry's memory stays mapped until the program ends, but may be given to another key by an
+/// update from elsewhere: what must be consistent is copied at once, and words are all that is
+/// relied on.
+#[inline(always)]
+fn hash<'a, K, V, const N: usize>(map: &'a HashMap<K, V, N>, key: &K) -> Option<&'a V> {
+    // SAFETY: see above; the values are integers without invariants between them.
+    unsafe { map.get(key) }
+}
+
+#[inline(always)]
+pub fn frontend(key: &FrontendKey) -> Option<&'static FrontendValue> {
+    hash(&FRONTENDS, key)
+}
+
+#[inline(always)]
+pub fn slot(service_id: u32, ordinal: u32) -> Option<&'static SlotValue> {
+    hash(
+        &BACKEND_SLOTS,
+        &SlotKey {
+            service_id,
+            ordinal,
+        },
+    )
+}
+
+#[inline(always)]
+pub fn backend(backend_id: u32) -> Option<&'static BackendValue> {
+    hash(&BACKENDS, &BackendKey { backend_id })
+}
+
+#[inline(always)]
+pub fn workload(address: &Address) -> Option<&'static WorkloadValue> {
+    hash(&WORKLOADS, &WorkloadKey { address: *address })
+}
+
+#[inline(always)]
+pub fn pod_route(key: &RouteKey) -> Option<&'static RouteValue> {
+    POD_ROUTES.get(key)
+}
+
+#[inline(always)]
+fn lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -> Option<*mut V> {
+    map.get_ptr_mut(key)
+}
+
+#[inline(always)]
+pub fn fragment(key: &FragmentKey) -> Option<FragmentValue> {
+    // SAFETY: the pointer is to a live value; it is copied before anything else happens.
+    lru(&FRAGMENTS, key).map(|value| unsafe { *value })
+}
+
+/// One half of a flow, in the map.
+#[derive(Clone, Copy)]
+pub struct Half {
+    entry: *mut ConntrackEntry,
+}
+
+impl Half {
+    /// The half under `key`.
+    #[inline(always)]
+    pub fn find(key: &FlowKey) -> Option<Self> {
+        lru(&CONNTRACK, key).map(|entry| Self { entry })
+    }
+
+    #[inline(always)]
+    pub fn entry(&self) -> &ConntrackEntry {
+        // SAFETY: the pointer came from a look-up of this run of the program. Other processors
+        // may write words of it meanwhile, each of which is valid by itself.
+        unsafe { &*self.entry }
+    }
+
+    /// Sets `FLOW_*` bits. Lost updates of a race are made again by the next packet.
+    #[inline(always)]
+    pub fn set_flags(&self, bits: u32) {
+        let flags = self.entry().flags;
+        if flags & bits != bits {
+            // SAFETY: as in `entry`; an aligned word.
+            unsafe { (&raw mut (*self.entry).flags).write_volatile(flags | bits) };
+        }
+    }
+
+    #[inline(always)]
+    pub fn set_last_seen(&self, now_ns: u64) {
+        // SAFETY: as in `entry`; an aligned word.
+        unsafe { (&raw mut (*self.entry).last_seen_ns).write_volatile(now_ns) };
+    }
+
+    #[inline(always)]
+    pub fn set_ifindex(&self, ifindex: u32) {
+        // SAFETY: as in `entry`; an aligned word.
+        unsafe { (&raw mut (*self.entry).ifindex).write_volatile(ifindex) };
+    }
+}

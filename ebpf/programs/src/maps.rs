@@ -1,0 +1,39 @@
+//! The maps. Static name = kernel name = pin name; layouts and capacities are the ABI crate's.
+
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use tholepin_ebpf_abi::drop_reason::DROP_REASON_SLOTS;
+use tholepin_ebpf_abi::names::*;
+use tholepin_ebpf_abi::*;
+
+use crate::lpm::LpmTrie;
+use crate::scratch::Scratch;
+
+#[btf_map]
+pub static FRONTENDS: HashMap<FrontendKey, FrontendValue, FRONTENDS_CAPACITY> = HashMap::new();
+
+#[btf_map]
+pub static BACKEND_SLOTS: HashMap<SlotKey, SlotValue, BACKEND_SLOTS_CAPACITY> = HashMap::new();
+
+#[btf_map]
+pub static BACKENDS: HashMap<BackendKey, BackendValue, BACKENDS_CAPACITY> = HashMap::new();
+
+#[btf_map]
+pub static CONNTRACK: LruHashMap<FlowKey, ConntrackEntry, CONNTRACK_CAPACITY> = LruHashMap::new();
+
+#[btf_map]
+pub static WORKLOADS: HashMap<WorkloadKey, WorkloadValue, WORKLOADS_CAPACITY> = HashMap::new();
+
+#[btf_map]
+pub static POD_ROUTES: LpmTrie<RouteKey, RouteValue, POD_ROUTES_CAPACITY> = LpmTrie::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, FRAGMENTS_CAPACITY> =
+    LruHashMap::new();
+
+#[btf_map]
+pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();
+
+/// Working memory, see [`Scratch`]. Not pinned: its layout belongs to this object alone.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

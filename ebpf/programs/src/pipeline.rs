@@ -1,0 +1,117 @@
+//! What the hooks have in common: the order in which a packet is looked at.
+
+use tholepin_ebpf_abi::DropReason;
+use tholepin_ebpf_core::{Origin, Translation, Verdict, icmp, packet};
+
+use crate::deliver::Route;
+use crate::globals::{ENFORCE_SOURCE, enabled};
+use crate::lookup::{self, Half};
+use crate::parse::{Packet, parse};
+use crate::scratch::{Scratch, scratch};
+use crate::skb::Skb;
+use crate::{balance, conntrack, deliver, refuse, related};
+
+/// One packet through one hook. `origin` is a constant in each, so only its branches remain.
+#[inline(always)]
+pub fn run(skb: &Skb, origin: Origin) -> i32 {
+    let scratch = match scratch() {
+        Ok(scratch) => scratch,
+        Err(reason) => return refuse::drop(reason),
+    };
+    match parse(skb, &mut scratch.packet) {
+        Ok(true) => {}
+        // A pod's own kernel needs none (its neighbours are permanent); one that asks all the same
+        // may be answered by the node's.
+        Ok(false) if origin != Origin::Overlay => return Verdict::Pass.into_tc_action(),
+        Ok(false) => return refuse::drop(DropReason::UnsupportedEtherType),
+        Err(reason) => return refuse::drop(reason),
+    }
+    match forward(skb, scratch, origin) {
+        Ok(verdict) => verdict.into_tc_action(),
+        Err(reason) if origin == Origin::Overlay => refuse::drop(reason),
+        Err(reason) => refuse::refuse(skb, &scratch.packet, reason as u32, origin == Origin::Host),
+    }
+}
+
+#[inline(always)]
+fn forward(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Verdict, DropReason> {
+    let Some(route) = resolve(skb, scratch, origin)? else {
+        return Ok(Verdict::Pass);
+    };
+    deliver::send(skb, &scratch.packet, &scratch.translation, route, origin)
+}
+
+/// Finds out what the packet becomes and where it goes; `None` for what is the kernel's business.
+#[inline(always)]
+fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Route>, DropReason> {
+    if scratch.packet.has_ports() {
+        if let Some(half) = Half::find(&scratch.packet.flow) {
+            if origin == Origin::Pod && half.entry().ifindex != scratch.packet.ifindex {
+                approve_source(&scratch.packet)?;
+                half.set_ifindex(scratch.packet.ifindex);
+            }
+            conntrack::advance(scratch, half, origin)?;
+            return Ok(Some(route(scratch, origin)));
+        }
+    } else if link_scope(&scratch.packet, origin)? {
+        return Ok(None);
+    }
+    if origin == Origin::Pod {
+        approve_source(&scratch.packet)?;
+    }
+    scratch.translation = Translation::identity(&scratch.packet.flow);
+    if icmp::is_error(scratch.packet.flow.protocol, scratch.packet.icmp_type)
+        && scratch.packet.has_header
+    {
+        related::translate(skb, &scratch.packet, &mut scratch.translation)?;
+    }
+    // A pod's address is no Service's, so most of what is not for a Service ends here.
+    let untranslated = route(scratch, origin);
+    let decided = !scratch.packet.has_ports()
+        || !matches!(untranslated, Route::Elsewhere)
+        || origin == Origin::Overlay;
+    if decided {
+        return Ok(Some(untranslated));
+    }
+    if packet::is_link_scope(&scratch.packet.flow.destination) {
+        return Err(DropReason::UnsupportedMulticast);
+    }
+    if !balance::first(scratch, origin)? {
+        return Ok(Some(Route::Elsewhere));
+    }
+    Ok(Some(route(scratch, origin)))
+}
+
+/// The route to where the packet goes after translation.
+#[inline(always)]
+fn route(scratch: &Scratch, origin: Origin) -> Route {
+    deliver::route(&scratch.translation.destination, scratch.packet.v4, origin)
+}
+
+/// A pod may send from its own addresses only.
+#[inline(always)]
+fn approve_source(packet: &Packet) -> Result<(), DropReason> {
+    if !enabled(&ENFORCE_SOURCE) {
+        return Ok(());
+    }
+    match lookup::workload(&packet.flow.source) {
+        Some(workload) if workload.ifindex == packet.ifindex => Ok(()),
+        _ => Err(DropReason::SpoofedSource),
+    }
+}
+
+/// Whether this is neighbour discovery or the like, which is the kernels' own business. Other
+/// traffic of link scope is refused: the pod network is routed.
+#[inline(always)]
+fn link_scope(packet: &Packet, origin: Origin) -> Result<bool, DropReason> {
+    let of_link = packet::is_link_scope(&packet.flow.destination)
+        || packet::is_link_scope(&packet.flow.source);
+    if !of_link {
+        return Ok(false);
+    }
+    let control = icmp::is_link_control(packet.flow.protocol, packet.icmp_type);
+    if control && origin != Origin::Overlay {
+        return Ok(true);
+    }
+    Err(DropReason::UnsupportedMulticast)
+}
