@@ -203,6 +203,21 @@ pub fn check<'a>(
     finish(&expected.into(), object, Vec::new(), validation)
 }
 
+/// JSON with its duplicate fields, for bodies that are not objects of a kind.
+pub(crate) fn parse_json(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    parse::parse(Format::Json, body).map_err(|e| e.to_string())
+}
+
+/// Checks a patched object; `problems` were found in the patch already.
+pub(crate) fn check_patched(
+    expected: &Expected<'_>,
+    object: Value,
+    problems: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Decoded, ApiError> {
+    finish(expected, object, problems, validation)
+}
+
 /// Decodes the body of a DELETE; an empty one has no options.
 pub fn decode_delete_options(format: Format, body: &[u8]) -> Result<Value, ApiError> {
     if body.iter().all(u8::is_ascii_whitespace) {
