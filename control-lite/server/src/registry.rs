@@ -29,11 +29,12 @@ use serde_json::Value;
 use tholepin_apimachinery::{ApiError, Kind, kinds};
 use tholepin_store::{Class, Expected, PutRequest, Store, StoreError};
 
-pub use context::{FieldValidation, RequestContext, UserInfo, Warnings};
+pub use context::{RequestContext, UserInfo, Warnings};
 pub use options::{
     ApiResult, DeleteOptions, DeleteOutcome, GroupResource, ListOptions, ObjectList, Patch,
     PatchKind, Propagation, Subresource, VersionMatch, WatchOptions, resources,
 };
+pub use tholepin_apimachinery::codec::FieldValidation;
 pub use watch::{ObjectWatch, WatchEvent, WatchEventKind};
 
 pub(crate) use list::StoredList;

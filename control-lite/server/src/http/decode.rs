@@ -3,7 +3,8 @@
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
-use tholepin_apimachinery::value::{at, bool_at, i64_at};
+use tholepin_apimachinery::codec::{self, Expected, Format};
+use tholepin_apimachinery::value::{at, bool_at, i64_at, list_at};
 use tholepin_apimachinery::{ApiError, Kind};
 
 use super::query::propagation;
@@ -15,50 +16,55 @@ const PATCH_TYPES: [&str; 3] = [
     "application/strategic-merge-patch+json",
 ];
 
-/// The media type without its parameters; empty if there is none.
-fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers
+fn content_type(headers: &HeaderMap) -> &str {
+    headers
         .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    value
+        .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
 }
 
+/// An object of a kind, checked and normalised.
 pub(super) fn object(
-    _ctx: &RequestContext,
-    _kind: &'static Kind,
+    ctx: &RequestContext,
+    kind: &'static Kind,
     headers: &HeaderMap,
     bytes: &[u8],
 ) -> ApiResult<Value> {
-    untyped(headers, bytes)
+    decode(ctx, Expected::from(kind), headers, bytes)
 }
 
+/// A `v1` Binding.
 pub(super) fn binding(ctx: &RequestContext, headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
-    let _ = ctx;
-    untyped(headers, bytes)
+    decode(ctx, Expected::BINDING, headers, bytes)
 }
 
+/// An `autoscaling/v1` Scale.
 pub(super) fn scale(ctx: &RequestContext, headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
-    let _ = ctx;
-    untyped(headers, bytes)
+    decode(ctx, Expected::SCALE, headers, bytes)
 }
 
-fn untyped(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
-    match media_type(headers) {
-        "" | "application/json" | "*/*" => {
-            serde_json::from_slice(bytes).map_err(|error| ApiError::bad_request(error.to_string()))
-        }
-        _ => Err(ApiError::unsupported_media_type(&["application/json"])),
+fn decode(
+    ctx: &RequestContext,
+    expected: Expected<'_>,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> ApiResult<Value> {
+    let format = Format::from_content_type(content_type(headers))?;
+    let decoded = codec::decode(expected, format, bytes, ctx.field_validation)?;
+    for warning in decoded.warnings {
+        ctx.warnings.push(warning);
     }
+    Ok(decoded.object)
 }
 
 /// A patch by its content type.
 pub(super) fn patch(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Patch> {
-    let kind = match media_type(headers) {
+    let media_type = content_type(headers)
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    let kind = match media_type {
         "application/json-patch+json" => PatchKind::Json,
         "application/merge-patch+json" => PatchKind::Merge,
         "application/strategic-merge-patch+json" => PatchKind::Strategic,
@@ -79,7 +85,8 @@ pub(super) fn delete_options(
     if bytes.is_empty() {
         return Ok(parameters);
     }
-    let body = untyped(headers, bytes)?;
+    let body =
+        codec::decode_delete_options(Format::from_content_type(content_type(headers))?, bytes)?;
     let text = |path: &str| at(&body, path).and_then(Value::as_str).map(str::to_owned);
     let mut options = parameters;
     options.grace_period_seconds =
@@ -98,11 +105,6 @@ pub(super) fn delete_options(
     }
     options.uid = text("preconditions.uid");
     options.resource_version = text("preconditions.resourceVersion");
-    if tholepin_apimachinery::value::list_at(&body, "dryRun")
-        .iter()
-        .any(|value| value == "All")
-    {
-        ctx.dry_run = true;
-    }
+    ctx.dry_run |= !list_at(&body, "dryRun").is_empty();
     Ok(options)
 }

@@ -169,17 +169,8 @@ impl<'a> Query<'a> {
         if let Some(manager) = self.get("fieldManager") {
             ctx.field_manager = manager.to_owned();
         }
-        ctx.field_validation = match self.get("fieldValidation") {
-            None | Some("Warn") => FieldValidation::Warn,
-            Some("Strict") => FieldValidation::Strict,
-            Some("Ignore") => FieldValidation::Ignore,
-            Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "fieldValidation: Unsupported value: {other:?}: supported values: \
-                     \"Ignore\", \"Strict\", \"Warn\""
-                )));
-            }
-        };
+        let validation = self.get("fieldValidation").unwrap_or_default();
+        ctx.field_validation = FieldValidation::parse(validation)?;
         Ok(())
     }
 

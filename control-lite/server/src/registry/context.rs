@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tholepin_apimachinery::codec::FieldValidation;
+
 /// The authenticated user of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserInfo {
@@ -29,18 +31,6 @@ impl UserInfo {
             ..Self::default()
         }
     }
-}
-
-/// What happens to fields the kind does not have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValidation {
-    /// They are dropped.
-    Ignore,
-    /// They are dropped, and the answer warns.
-    #[default]
-    Warn,
-    /// The request is refused.
-    Strict,
 }
 
 /// Warnings collected while a request runs; the HTTP layer sends them as `Warning` headers.

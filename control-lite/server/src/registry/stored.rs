@@ -108,18 +108,17 @@ pub(crate) fn write_json(
     Ok(())
 }
 
-/// The stored object as JSON text with its resourceVersion.
-pub(crate) fn to_json(value: &Bytes, revision: u64) -> Result<Bytes, ApiError> {
-    let mut out = BytesMut::with_capacity(value.len() + 48);
-    write_json(&mut out, value, revision)?;
-    Ok(out.freeze())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn text(stored: &Bytes, revision: u64) -> Vec<u8> {
+        let mut text = Vec::new();
+        write_json(&mut text, stored, revision).unwrap();
+        text
+    }
 
     #[test]
     fn an_object_comes_out_as_it_went_in_with_the_stores_revision() {
@@ -131,7 +130,7 @@ mod tests {
         let mut expected = object;
         meta::set_resource_version(&mut expected, 42);
         assert_eq!(decode(&stored, 42).unwrap(), expected);
-        let text = to_json(&stored, 42).unwrap();
+        let text = text(&stored, 42);
         assert_eq!(serde_json::from_slice::<Value>(&text).unwrap(), expected);
     }
 
@@ -139,7 +138,7 @@ mod tests {
     fn an_object_of_nothing_but_its_name_is_valid_json() {
         let object = json!({"kind": "K", "apiVersion": "v1", "metadata": {"name": "a"}});
         let stored = encode(&object).unwrap();
-        let text = to_json(&stored, 1).unwrap();
+        let text = text(&stored, 1);
         let parsed: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(
             parsed["metadata"],
