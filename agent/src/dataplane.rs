@@ -8,11 +8,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tholepin_model::desired::Desired;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cni_server::AgentServer;
 use crate::network::PodNetwork;
+use crate::network::owner::NetworkTask;
+use crate::reconcile::routes::RoutesTask;
+use crate::reconcile::services::{Generations, PinnedServiceMaps, ServicesStatus, ServicesTask};
+use crate::watch::{endpoint_slices, nodes, services};
+
+pub mod attach;
+pub mod features;
+pub mod loader;
+pub mod maps;
+pub mod pin;
+pub mod readers;
+
+use maps::pod_routes::PodRoutes;
+use pin::PinDirectory;
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +103,8 @@ pub enum NetworkStatus {
 pub struct NetworkHandle {
     pub pod_network: Arc<dyn PodNetwork>,
     pub status: watch::Receiver<NetworkStatus>,
+    /// Services that are not programmed as desired, and why.
+    pub services: watch::Receiver<ServicesStatus>,
     /// Ends when the token is cancelled. Traffic and pods stay as they are.
     pub tasks: JoinSet<()>,
 }
@@ -99,7 +117,7 @@ impl std::fmt::Debug for NetworkHandle {
     }
 }
 
-/// Starts the network half: watches, reconcilers, the owner of the pod network and the CNI socket.
+/// Starts the network half: watches, reconcilers, the owner of the pod network and the agent's socket.
 ///
 /// Also serves `<run_dir>/agent.sock`. Must be called inside a tokio runtime.
 #[must_use]
@@ -108,19 +126,139 @@ pub fn start(
     client: kube::Client,
     cancel: CancellationToken,
 ) -> NetworkHandle {
-    drop((client, cancel));
-    let starting = "the dataplane is not built into this agent yet".to_owned();
-    let (status_sender, status) = watch::channel(NetworkStatus::Starting { reason: starting });
-    let pod_network = Arc::new(crate::network::Unavailable::new(status.clone()));
+    let (sender, desired) = watch::channel(Desired::default());
+    let mut handle = start_with(config, desired, cancel.clone());
+    let tasks = &mut handle.tasks;
+    tasks.spawn(services::watch(
+        client.clone(),
+        sender.clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(endpoint_slices::watch(
+        client.clone(),
+        sender.clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(nodes::watch(client, sender, cancel));
+    handle
+}
+
+/// Like [`start`], with desired state from anywhere.
+#[must_use]
+pub fn start_with(
+    config: NetworkConfig,
+    desired: watch::Receiver<Desired>,
+    cancel: CancellationToken,
+) -> NetworkHandle {
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        // Keeps the channel open for as long as somebody looks at it.
-        status_sender.closed().await;
-        drop(config);
+    let runtime = tokio::runtime::Handle::current();
+    let (owner, pod_network, status) = NetworkTask::new(config.clone(), desired.clone());
+    // Owner and reconcilers make blocking system calls, so each has a thread of its own.
+    tasks.spawn_blocking({
+        let (runtime, cancel) = (runtime.clone(), cancel.clone());
+        move || runtime.block_on(owner.run(cancel))
     });
+    let (services_status, services) = watch::channel(ServicesStatus::default());
+    let reconcilers = Reconcilers {
+        config: config.clone(),
+        desired,
+        services_status,
+        status: status.clone(),
+        cancel: cancel.clone(),
+    };
+    tasks.spawn_blocking({
+        let (runtime, reconcilers) = (runtime.clone(), reconcilers.clone());
+        move || runtime.block_on(reconcilers.run_services())
+    });
+    tasks.spawn_blocking(move || runtime.block_on(reconcilers.run_routes()));
+    let server = AgentServer {
+        pod_network: pod_network.for_cni(),
+        bpffs_root: config.bpffs_root,
+        run_dir: config.run_dir,
+        status: status.clone(),
+        services: services.clone(),
+    };
+    tasks.spawn(server.run(cancel));
     NetworkHandle {
-        pod_network,
+        pod_network: Arc::new(pod_network),
         status,
+        services,
         tasks,
     }
+}
+
+/// Starts the reconcilers once the maps are there.
+#[derive(Clone)]
+struct Reconcilers {
+    config: NetworkConfig,
+    desired: watch::Receiver<Desired>,
+    services_status: watch::Sender<ServicesStatus>,
+    status: watch::Receiver<NetworkStatus>,
+    cancel: CancellationToken,
+}
+
+impl Reconcilers {
+    /// Whether the pod network is up now; no means that the agent is stopping.
+    async fn ready(&self) -> bool {
+        let mut status = self.status.clone();
+        tokio::select! {
+            () = self.cancel.cancelled() => false,
+            ready = status.wait_for(|status| matches!(status, NetworkStatus::Ready { .. })) => ready.is_ok(),
+        }
+    }
+
+    async fn run_services(self) {
+        if !self.ready().await {
+            return;
+        }
+        let maps = PinnedServiceMaps::open(&PinDirectory::at(&self.config.bpffs_root));
+        let generations = Generations::open(&self.config.state_dir);
+        let (maps, generations) = match (maps, generations) {
+            (Ok(maps), Ok(generations)) => (maps, generations),
+            (Err(error), _) => return tracing::error!(error = chain(&error), "Services are off"),
+            (_, Err(error)) => return tracing::error!(error = chain(&error), "Services are off"),
+        };
+        let task = ServicesTask {
+            node_name: self.config.node_name,
+            maps,
+            generations,
+            desired: self.desired,
+            status: self.services_status,
+        };
+        task.run(self.cancel).await;
+    }
+
+    async fn run_routes(self) {
+        if !self.ready().await {
+            return;
+        }
+        let routes = match PodRoutes::open(&PinDirectory::at(&self.config.bpffs_root)) {
+            Ok(routes) => routes,
+            Err(error) => return tracing::error!(error = chain(&error), "pod routes are off"),
+        };
+        let task = RoutesTask {
+            node_name: self.config.node_name,
+            node_addresses: self.config.node_addresses,
+            routes,
+            desired: self.desired,
+        };
+        task.run(self.cancel).await;
+    }
+}
+
+/// An error with everything behind it, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // Transparent wrappers repeat what they wrap.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
 }

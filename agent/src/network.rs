@@ -8,6 +8,11 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
+pub mod names;
+pub mod node;
+pub mod owner;
+mod pod;
+
 /// One interface of one sandbox. `(container_id, interface)` is the idempotency key, as in CNI.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttachmentKey {
@@ -44,6 +49,9 @@ pub enum NetworkError {
     /// No pod range yet, or the dataplane is still loading: try again later (CNI code 11).
     #[error("the pod network of this node is not ready: {reason}")]
     NotReady { reason: String },
+    /// Nobody attached this (CNI code 3).
+    #[error("attachment {subject} is unknown")]
+    Unknown { subject: String },
     #[error("no free {family} address in the node's pod range {range}")]
     Exhausted { family: &'static str, range: String },
     #[error("failed to {operation} for {subject}")]
@@ -66,44 +74,4 @@ pub trait PodNetwork: Send + Sync + 'static {
     async fn attachments(&self) -> Result<Vec<Attachment>, NetworkError>;
     /// Whether `attach` can be served now; the Ready condition and CNI STATUS show the error.
     async fn ready(&self) -> Result<(), NetworkError>;
-}
-
-/// Answers `NotReady` to everything, with the reason of the status it was given.
-#[derive(Debug)]
-pub struct Unavailable {
-    status: tokio::sync::watch::Receiver<crate::dataplane::NetworkStatus>,
-}
-
-impl Unavailable {
-    #[must_use]
-    pub fn new(status: tokio::sync::watch::Receiver<crate::dataplane::NetworkStatus>) -> Self {
-        Self { status }
-    }
-
-    fn refusal(&self) -> NetworkError {
-        let reason = match &*self.status.borrow() {
-            crate::dataplane::NetworkStatus::Starting { reason } => reason.clone(),
-            crate::dataplane::NetworkStatus::Ready { .. } => "shutting down".to_owned(),
-        };
-        NetworkError::NotReady { reason }
-    }
-}
-
-#[async_trait]
-impl PodNetwork for Unavailable {
-    async fn attach(&self, _request: &AttachRequest) -> Result<Attachment, NetworkError> {
-        Err(self.refusal())
-    }
-    async fn detach(&self, _key: &AttachmentKey) -> Result<(), NetworkError> {
-        Err(self.refusal())
-    }
-    async fn check(&self, _key: &AttachmentKey) -> Result<Attachment, NetworkError> {
-        Err(self.refusal())
-    }
-    async fn attachments(&self) -> Result<Vec<Attachment>, NetworkError> {
-        Err(self.refusal())
-    }
-    async fn ready(&self) -> Result<(), NetworkError> {
-        Err(self.refusal())
-    }
 }

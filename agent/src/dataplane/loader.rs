@@ -1,0 +1,90 @@
+//! Loads the object: programs specialised by globals, on maps pinned by name.
+
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use std::net::IpAddr;
+use tholepin_ebpf_abi::{Address, globals, names};
+use tholepin_ebpf_object::OBJECT;
+
+use super::features::Features;
+use super::pin::PinDirectory;
+
+/// Why the programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("failed to load the eBPF object")]
+    Object { source: EbpfError },
+    #[error("program {program} is missing in the eBPF object")]
+    MissingProgram { program: &'static str },
+    #[error("failed to load program {program}")]
+    Program {
+        program: &'static str,
+        source: ProgramError,
+    },
+}
+
+/// What the programs are told about this node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeConstants {
+    pub gateway_v4: Option<IpAddr>,
+    pub gateway_v6: Option<IpAddr>,
+    pub host_ifindex: u32,
+    pub overlay_ifindex: u32,
+    pub overlay_mtu: u32,
+}
+
+/// Loaded programs. Dropping it detaches nothing: every link is pinned or forgotten at once.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Creates or reuses the pinned maps and loads every program.
+    pub fn load(
+        pins: &PinDirectory,
+        features: Features,
+        node: &NodeConstants,
+    ) -> Result<Self, LoadError> {
+        let address = |gateway: Option<IpAddr>| gateway.map_or(Address::UNSPECIFIED, Address::from);
+        let (gateway_v4, gateway_v6) = (address(node.gateway_v4), address(node.gateway_v6));
+        let redirect_peer = u32::from(features.redirect_peer);
+        let csum_ipv6 = u32::from(features.csum_ipv6);
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(globals::GATEWAY_V4, &gateway_v4, true)
+            .override_global(globals::GATEWAY_V6, &gateway_v6, true)
+            .override_global(globals::HOST_IFINDEX, &node.host_ifindex, true)
+            .override_global(globals::OVERLAY_IFINDEX, &node.overlay_ifindex, true)
+            .override_global(globals::OVERLAY_MTU, &node.overlay_mtu, true)
+            .override_global(globals::REDIRECT_PEER, &redirect_peer, true)
+            .override_global(globals::CSUM_IPV6, &csum_ipv6, true);
+        for name in names::MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let ebpf = loader
+            .load(OBJECT)
+            .map_err(|source| LoadError::Object { source })?;
+        let mut programs = Self { ebpf };
+        for name in names::PROGRAMS {
+            let program = programs.get(name)?;
+            program.load().map_err(|source| LoadError::Program {
+                program: name,
+                source,
+            })?;
+        }
+        Ok(programs)
+    }
+
+    /// The program of that name.
+    pub fn get(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        self.ebpf
+            .program_mut(name)
+            .ok_or(LoadError::MissingProgram { program: name })?
+            .try_into()
+            .map_err(|source| LoadError::Program {
+                program: name,
+                source,
+            })
+    }
+}

@@ -1,0 +1,255 @@
+//! The node's side of the pod network: devices, programs, leases, and what a former agent left.
+//!
+//! Owned by one task; every method assumes that nobody else changes the same things.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use tholepin_ebpf_abi::names::{HOST_EGRESS, HOST_MAC, OVERLAY_IN, POD_EGRESS};
+
+use crate::dataplane::NetworkConfig;
+use crate::dataplane::attach::{self, AttachError};
+use crate::dataplane::features::Features;
+use crate::dataplane::loader::{LoadError, NodeConstants, Programs};
+use crate::dataplane::maps::MapAccessError;
+use crate::dataplane::maps::workloads::Workloads;
+use crate::dataplane::pin::{PinDirectory, PinError};
+use crate::ipam::{Ipam, IpamError, Lease};
+use crate::netlink::link::Link;
+use crate::netlink::{Netlink, NetlinkError, sysctl};
+
+use super::names::{HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE, is_host_interface, pod_mac};
+
+/// Why the node's side, or one pod's, could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("--node-ip gives no address of this node")]
+    NoNodeAddress,
+    #[error("the underlay interface {interface} has an MTU of {mtu}, too small for the overlay")]
+    MtuTooSmall { interface: String, mtu: u32 },
+    #[error("failed to read the boot id")]
+    BootId { source: std::io::Error },
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+}
+
+/// Everything the owner task owns.
+#[derive(Debug)]
+pub struct NodeNetwork {
+    pub(super) netlink: Netlink,
+    pub(super) pins: PinDirectory,
+    pub(super) features: Features,
+    pub(super) programs: Programs,
+    pub(super) workloads: Workloads,
+    pub(super) ipam: Ipam,
+    pub(super) mtu: u32,
+}
+
+impl NodeNetwork {
+    /// Brings everything up and adopts what a former agent made. Safe to repeat at any time: traffic
+    /// of existing pods goes on throughout.
+    pub async fn bring_up(config: &NetworkConfig, ranges: &[IpNet]) -> Result<Self, SetupError> {
+        let pins = PinDirectory::prepare(&config.bpffs_root)?;
+        let features = Features::probe(config.attach_mode);
+        let netlink = Netlink::open()?;
+        let mtu = overlay_mtu(&netlink, &config.node_addresses).await?;
+        let has = |v4: bool| ranges.iter().any(|range| range.addr().is_ipv4() == v4);
+        sysctl::enable_forwarding(has(true), has(false))?;
+
+        let host = netlink
+            .ensure_veth_pair(HOST_DEVICE, HOST_PEER, HOST_MAC, mtu)
+            .await?;
+        let overlay = netlink
+            .ensure_overlay(OVERLAY_DEVICE, config.vxlan_port, HOST_MAC, mtu)
+            .await?;
+        configure_devices(&netlink).await?;
+
+        let gateways = Ipam::gateways(ranges);
+        let gateway = |v4: bool| gateways.iter().copied().find(|g| g.is_ipv4() == v4);
+        let node = NodeConstants {
+            gateway_v4: gateway(true),
+            gateway_v6: gateway(false),
+            host_ifindex: host.index,
+            overlay_ifindex: overlay.index,
+            overlay_mtu: mtu,
+        };
+        let mut programs = Programs::load(&pins, features, &node)?;
+        for (program, device) in [(HOST_EGRESS, HOST_DEVICE), (OVERLAY_IN, OVERLAY_DEVICE)] {
+            attach::ensure_attached(&mut programs, &pins, features, program, device)?;
+        }
+        // Up only now: an interface without its programs passes nothing.
+        for device in [HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE] {
+            netlink.set_up(device).await?;
+        }
+        for address in &gateways {
+            netlink.ensure_host_address(&host, *address).await?;
+        }
+        netlink.prune_addresses(&host, &gateways).await?;
+        route_pod_network(&netlink, &host, config, ranges, &gateways).await?;
+
+        let boot_id = boot_id()?;
+        let (ipam, void) = Ipam::open(&config.state_dir.join("leases"), &boot_id, ranges)?;
+        if !void.is_empty() {
+            tracing::info!(pods = ?void, "dropped address leases from before the last boot");
+        }
+        let workloads = Workloads::open(&pins)?;
+        let mut network = Self {
+            netlink,
+            pins,
+            features,
+            programs,
+            workloads,
+            ipam,
+            mtu,
+        };
+        network.adopt().await?;
+        Ok(network)
+    }
+
+    /// Puts this agent's programs on the pods that are there, and removes what belongs to no lease.
+    async fn adopt(&mut self) -> Result<(), SetupError> {
+        let leases: Vec<Lease> = self.ipam.leases().cloned().collect();
+        let links = self.netlink.links().await?;
+        for lease in &leases {
+            let link = links.iter().find(|link| link.name == lease.host_interface);
+            let Some(link) = link else {
+                tracing::warn!(pod = lease.pod, "the interface of this pod is gone");
+                continue;
+            };
+            if let Err(error) = self.adopt_pod(lease, link).await {
+                // One broken pod degrades itself only; CHECK and the pod's worker will find it.
+                tracing::error!(
+                    pod = lease.pod,
+                    error = crate::dataplane::chain(&error),
+                    "adoption failed"
+                );
+            }
+        }
+        self.prune(&leases, &links).await
+    }
+
+    async fn adopt_pod(&mut self, lease: &Lease, link: &Link) -> Result<(), SetupError> {
+        let name = &link.name;
+        attach::ensure_attached(
+            &mut self.programs,
+            &self.pins,
+            self.features,
+            POD_EGRESS,
+            name,
+        )?;
+        let Some(first) = lease.addresses.first() else {
+            return Ok(());
+        };
+        for address in &lease.addresses {
+            self.workloads
+                .upsert(*address, link.index, pod_mac(*first))?;
+        }
+        if !link.up {
+            self.netlink.set_up(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, leases: &[Lease], links: &[Link]) -> Result<(), SetupError> {
+        let leased = |address: &IpAddr| leases.iter().any(|l| l.addresses.contains(address));
+        for (address, _) in self.workloads.read()? {
+            if !leased(&address) {
+                self.workloads.remove(address)?;
+            }
+        }
+        let owned = |name: &str| leases.iter().any(|lease| lease.host_interface == name);
+        for link in links {
+            if is_host_interface(&link.name) && !owned(&link.name) {
+                tracing::warn!(
+                    interface = link.name,
+                    "removing a pod interface without a lease"
+                );
+                self.netlink.delete_link(&link.name).await?;
+            }
+        }
+        for (interface, program) in self.pins.links()? {
+            if is_host_interface(&interface) && !owned(&interface) {
+                attach::forget(&self.pins, &program, &interface)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn configure_devices(netlink: &Netlink) -> Result<(), SetupError> {
+    let ours = [HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE];
+    sysctl::relax_reverse_path_filter(&ours)?;
+    // What the node sends to a Service with a backend on the underlay comes back here.
+    sysctl::accept_local(HOST_PEER)?;
+    for device in ours {
+        sysctl::enable_ipv6(device)?;
+        sysctl::ignore_router_advertisements(device)?;
+        sysctl::disable_duplicate_detection(device)?;
+        netlink.disable_resolution(device).await?;
+    }
+    Ok(())
+}
+
+/// The node's own processes reach pods and Services through `thp_host`, from the gateway address.
+async fn route_pod_network(
+    netlink: &Netlink,
+    host: &Link,
+    config: &NetworkConfig,
+    ranges: &[IpNet],
+    gateways: &[IpAddr],
+) -> Result<(), SetupError> {
+    for range in config
+        .cluster_ranges
+        .iter()
+        .chain(&config.service_ranges)
+        .chain(ranges)
+    {
+        let v4 = range.addr().is_ipv4();
+        let Some(gateway) = gateways.iter().find(|gateway| gateway.is_ipv4() == v4) else {
+            continue;
+        };
+        netlink
+            .ensure_device_route(range.trunc(), host, Some(*gateway), None)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Largest packet that fits into the overlay: the underlay's MTU less the outer headers.
+async fn overlay_mtu(netlink: &Netlink, addresses: &[IpAddr]) -> Result<u32, SetupError> {
+    /// Ethernet, VXLAN and UDP headers.
+    const INNER: u32 = 14 + 8 + 8;
+    /// What IPv6 demands of every link.
+    const MINIMUM: u32 = 1280;
+    let v4 = addresses.iter().find(|address| address.is_ipv4());
+    let address = v4.or(addresses.first()).ok_or(SetupError::NoNodeAddress)?;
+    let underlay = netlink.link_of_address(*address).await?;
+    let overhead = INNER + if address.is_ipv4() { 20 } else { 40 };
+    // Loopback's 65,536 does not fit an IP length field.
+    let mtu = underlay.mtu.min(65_535).saturating_sub(overhead);
+    if mtu < MINIMUM {
+        return Err(SetupError::MtuTooSmall {
+            interface: underlay.name,
+            mtu: underlay.mtu,
+        });
+    }
+    Ok(mtu)
+}
+
+/// Changes with every boot; leases of another one are void.
+fn boot_id() -> Result<String, SetupError> {
+    std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))
+        .map(|text| text.trim().to_owned())
+        .map_err(|source| SetupError::BootId { source })
+}

@@ -1,0 +1,4 @@
+//! One loop per resource class: snapshot, plan, apply, report, wait for a change.
+
+pub mod routes;
+pub mod services;
