@@ -1,20 +1,15 @@
 //! Request bodies: objects in JSON, YAML or protobuf, patches, delete options.
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
+use tholepin_apimachinery::Kind;
 use tholepin_apimachinery::codec::{self, Expected, Format};
 use tholepin_apimachinery::value::{at, bool_at, i64_at, list_at};
-use tholepin_apimachinery::{ApiError, Kind};
 
 use super::query::propagation;
 use crate::registry::{ApiResult, DeleteOptions, Patch, PatchKind, Propagation, RequestContext};
-
-const PATCH_TYPES: [&str; 3] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
 
 fn content_type(headers: &HeaderMap) -> &str {
     headers
@@ -58,21 +53,12 @@ fn decode(
 }
 
 /// A patch by its content type.
-pub(super) fn patch(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Patch> {
-    let media_type = content_type(headers)
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
-    let kind = match media_type {
-        "application/json-patch+json" => PatchKind::Json,
-        "application/merge-patch+json" => PatchKind::Merge,
-        "application/strategic-merge-patch+json" => PatchKind::Strategic,
-        _ => return Err(ApiError::unsupported_media_type(&PATCH_TYPES)),
-    };
-    let body = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-    Ok(Patch { kind, body })
+pub(super) fn patch(headers: &HeaderMap, bytes: &Bytes) -> ApiResult<Patch> {
+    let kind = PatchKind::from_content_type(content_type(headers))?;
+    Ok(Patch {
+        kind,
+        body: bytes.clone(),
+    })
 }
 
 /// The options in a deletion's body, over those from its parameters.

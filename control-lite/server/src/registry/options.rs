@@ -1,7 +1,9 @@
 //! Options of the registry's verbs, already parsed.
 
+use bytes::Bytes;
 use serde_json::Value;
 use tholepin_apimachinery::ApiError;
+pub use tholepin_apimachinery::patch::PatchType as PatchKind;
 
 /// Shorthand of the whole crate.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -183,33 +185,11 @@ impl DeleteOutcome {
     }
 }
 
-/// The kinds of patches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PatchKind {
-    /// RFC 6902.
-    Json,
-    /// RFC 7386.
-    Merge,
-    /// Kubernetes' own, with merge keys.
-    Strategic,
-}
-
 /// A patch and its kind.
 #[derive(Clone, Debug)]
 pub struct Patch {
     /// How `body` is meant.
     pub kind: PatchKind,
-    /// The patch.
-    pub body: Value,
-}
-
-impl Patch {
-    /// A merge patch: what controllers use most.
-    #[must_use]
-    pub fn merge(body: Value) -> Self {
-        Self {
-            kind: PatchKind::Merge,
-            body,
-        }
-    }
+    /// The patch's text.
+    pub body: Bytes,
 }

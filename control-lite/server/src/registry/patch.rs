@@ -1,10 +1,11 @@
 //! Patches: applied to the present object, checked like an update, again on a conflict.
 
 use serde_json::Value;
-use tholepin_apimachinery::{ApiError, Kind, meta};
+use tholepin_apimachinery::codec::Expected;
+use tholepin_apimachinery::{ApiError, patch};
 
 use super::create::check_verb;
-use super::{ApiResult, Patch, PatchKind, Registry, RequestContext, Resource, Subresource};
+use super::{ApiResult, Patch, Registry, RequestContext, Resource, Subresource};
 
 impl Registry {
     /// Patches an object (or the part the subresource is about).
@@ -20,58 +21,54 @@ impl Registry {
         let kind = resource.kind()?;
         check_verb(kind, "patch")?;
         self.change(ctx, kind, namespace, name, subresource, |current| {
-            let mut patched = apply_untyped(kind, name, patch, current)?;
-            if meta::resource_version(&patched) == meta::resource_version(current)
-                && !names_version(patch)
-            {
-                drop(tholepin_apimachinery::value::remove(
-                    &mut patched,
-                    "metadata.resourceVersion",
-                ));
-            }
-            Ok(patched)
+            apply(ctx, kind, patch, current)
         })
         .await
     }
 }
 
-fn names_version(patch: &Patch) -> bool {
-    patch.kind != PatchKind::Json && !meta::resource_version(&patch.body).is_empty()
-}
-
-pub(super) fn apply_untyped(
-    _kind: &'static Kind,
-    _name: &str,
+/// The object a patch makes of the present one.
+pub(super) fn apply<'a>(
+    ctx: &RequestContext,
+    expected: impl Into<Expected<'a>>,
     patch: &Patch,
     current: &Value,
 ) -> ApiResult<Value> {
-    let mut object = current.clone();
-    match patch.kind {
-        PatchKind::Merge => merge(&mut object, &patch.body),
-        _ => {
-            return Err(ApiError::unsupported_media_type(&[
-                "application/merge-patch+json",
-            ]));
-        }
+    let patched = patch::apply(
+        expected,
+        patch.kind,
+        current,
+        &patch.body,
+        ctx.field_validation,
+    )?;
+    for warning in patched.warnings {
+        ctx.warnings.push(warning);
+    }
+    let mut object = patched.object;
+    if !names_version(&patch.body) {
+        // The version came from the object and not from the client, who means any version.
+        drop(tholepin_apimachinery::value::remove(
+            &mut object,
+            "metadata.resourceVersion",
+        ));
     }
     Ok(object)
 }
 
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(fields) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = serde_json::json!({});
-    }
-    if let Some(map) = target.as_object_mut() {
-        for (key, value) in fields {
-            if value.is_null() {
-                drop(map.shift_remove(key));
-            } else {
-                merge(map.entry(key).or_insert(Value::Null), value);
-            }
-        }
+/// Whether a patch says which version it is about. A label of that name costs a needless 409 at
+/// worst.
+fn names_version(body: &[u8]) -> bool {
+    const NEEDLE: &[u8] = b"resourceVersion";
+    body.windows(NEEDLE.len()).any(|window| window == NEEDLE)
+}
+
+impl Patch {
+    /// A merge patch: what controllers use most.
+    pub fn merge(body: &Value) -> ApiResult<Self> {
+        let body = serde_json::to_vec(body).map_err(ApiError::internal)?;
+        Ok(Self {
+            kind: super::PatchKind::Merge,
+            body: body.into(),
+        })
     }
 }

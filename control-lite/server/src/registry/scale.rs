@@ -1,6 +1,7 @@
 //! The scale subresource: `autoscaling/v1` Scale over kinds that have replicas.
 
 use serde_json::{Value, json};
+use tholepin_apimachinery::codec::Expected;
 use tholepin_apimachinery::selector::LabelSelector;
 use tholepin_apimachinery::value::{at, i64_at, map_at, set, str_at};
 use tholepin_apimachinery::{ApiError, Kind, meta};
@@ -45,7 +46,7 @@ impl Registry {
     ) -> ApiResult<Value> {
         let kind = scalable(resource)?;
         self.change_scale(ctx, kind, namespace, name, |scale| {
-            super::patch::apply_untyped(kind, name, patch, scale)
+            super::patch::apply(ctx, Expected::SCALE, patch, scale)
         })
         .await
     }

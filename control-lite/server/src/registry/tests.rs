@@ -414,7 +414,7 @@ async fn a_scale_shows_and_sets_the_replicas() {
         .await
         .unwrap_err();
     assert_eq!(error.reason, Reason::Conflict);
-    let patch = Patch::merge(json!({"spec": {"replicas": 2}}));
+    let patch = Patch::merge(&json!({"spec": {"replicas": 2}})).unwrap();
     let scaled = registry
         .patch_scale(ctx, REPLICA_SETS, "ns", "r", &patch)
         .await
