@@ -14,6 +14,7 @@ pub mod kinds;
 pub mod list;
 pub mod meta;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-static TEXT: &str = include_str!("../schema/kubernetes.schema");
+pub(crate) static TEXT: &str = include_str!("../schema/kubernetes.schema");
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(TEXT));
 
 /// Index of a message in the schema.

@@ -62,6 +62,12 @@ fn default(object: &mut Value) {
     default_to(ensure_map(object, ""), "type", "Opaque");
 }
 
+const ACCOUNT_ANNOTATION: &str = "kubernetes.io/service-account.name";
+
+fn is_of_account(secret: &Value) -> bool {
+    crate::meta::annotation(secret, ACCOUNT_ANNOTATION).is_some_and(|name| !name.is_empty())
+}
+
 fn validate(object: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let data = map_at(object, "data");
@@ -85,15 +91,12 @@ fn validate(object: &Value) -> ErrorList {
         }
     };
     match str_at(object, "type") {
-        "kubernetes.io/service-account-token" => {
-            if crate::meta::annotation(object, "kubernetes.io/service-account.name")
-                .is_none_or(str::is_empty)
-            {
-                let path = Path::new("metadata")
-                    .child("annotations")
-                    .key("kubernetes.io/service-account.name");
-                errors.push(FieldError::required(&path, ""));
-            }
+        "kubernetes.io/service-account-token" if !is_of_account(object) => {
+            let annotations = Path::new("metadata").child("annotations");
+            errors.push(FieldError::required(
+                &annotations.key(ACCOUNT_ANNOTATION),
+                "",
+            ));
         }
         "kubernetes.io/dockercfg" => require(".dockercfg"),
         "kubernetes.io/dockerconfigjson" => require(".dockerconfigjson"),
