@@ -22,6 +22,7 @@ mod namespaces;
 mod pull;
 mod reference;
 mod rootfs;
+mod runc;
 mod sandbox;
 mod spec;
 mod stop;

@@ -29,7 +29,7 @@ use super::sandbox::{Sandbox, operation_failed};
 use super::spec::{self, UserDatabase};
 use super::{
     ContainerExit, ContainerSpec, ContainerState, PodIdentity, RealizedContainer, RealizedSandbox,
-    RuntimeError, devices, logs, rootfs,
+    RuntimeError, devices, logs, rootfs, runc,
 };
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -162,7 +162,7 @@ impl Driver {
             image: spec.image.clone(),
             runtime: Some(ContainerRuntime {
                 name: self.config.runtime.clone(),
-                options: None,
+                options: runc::options(&self.config.runtime, &self.config.run_dir),
             }),
             spec: Some(Any {
                 type_url: SPEC_TYPE.into(),
@@ -604,6 +604,17 @@ impl Driver {
         })
     }
 
+    /// Waits while an exit is being dealt with.
+    async fn settling(&self, id: &str) {
+        if let Some(tracked) = self.tracked(id)
+            && tokio::time::timeout(SETTLING, tracked.settled())
+                .await
+                .is_err()
+        {
+            tracing::warn!(container = id, "an exit is not dealt with yet");
+        }
+    }
+
     async fn state(
         self: &Arc<Self>,
         container: &Container,
@@ -614,6 +625,8 @@ impl Driver {
         // "lost".
         let before = self.record(id).await.map_err(read_failed())?;
         if let Some(exit) = &before.exit {
+            // Written down, but the log may not be complete yet.
+            self.settling(id).await;
             return Ok(exited(&before, exit, container));
         }
         let task = self

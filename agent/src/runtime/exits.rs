@@ -12,6 +12,7 @@ use prost_types::Timestamp;
 use tokio::net::unix::pipe::Sender;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connect::{CallError, Idempotent, QUICK, SLOW, call};
@@ -23,7 +24,7 @@ use super::logs;
 /// Exit code of a container that ended while nobody could see it, as containerd's CRI plugin has it.
 pub(super) const UNKNOWN_EXIT_CODE: u32 = 255;
 
-/// A process outside the container that kept its output open must not hold up the exit for ever.
+/// A disk that does not take the log must not hold up the exit for ever.
 const LOG_DRAIN: Duration = Duration::from_secs(5);
 
 /// What this process holds for one container whose task exists.
@@ -31,6 +32,7 @@ const LOG_DRAIN: Duration = Duration::from_secs(5);
 pub(super) struct Tracked {
     is_waited_for: AtomicBool,
     log: Mutex<Option<JoinHandle<()>>>,
+    log_ended: CancellationToken,
     /// Held so that the container's stdin stays open; nobody writes to it yet.
     _stdin: Option<Sender>,
     /// The last exit event seen, for a task that is gone before it could be asked.
@@ -80,14 +82,18 @@ impl Driver {
         let fifos = Fifos::new(directory, follow.stdin, follow.tty);
         fifos.create()?;
         let ends = fifos.open()?;
+        let log_ended = CancellationToken::new();
         let log = tokio::spawn(logs::pump(
             ends.stdout,
             ends.stderr,
             follow.log_path.clone(),
+            self.cancel.clone(),
+            log_ended.clone(),
         ));
         let tracked = Arc::new(Tracked {
             is_waited_for: AtomicBool::new(false),
             log: Mutex::new(Some(log)),
+            log_ended,
             _stdin: ends.stdin,
             seen: Mutex::new(None),
             settled: watch::Sender::new(false),
@@ -196,9 +202,11 @@ impl Driver {
             warn!(container = follow.id, %error, "cannot record an exit");
             return self.changed();
         }
+        // The shim answers once it has copied the last output and closed its ends.
         if let Err(error) = self.delete_task(&follow.id).await {
             warn!(container = follow.id, %error, "cannot delete an exited task yet");
         }
+        tracked.log_ended.cancel();
         let log = tracked.log.lock().expect("never poisoned").take();
         if let Some(mut log) = log
             && tokio::time::timeout(LOG_DRAIN, &mut log).await.is_err()

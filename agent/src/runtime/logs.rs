@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::Receiver;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// Longest piece of a line in one entry, as containerd's CRI plugin has it.
@@ -76,8 +77,16 @@ impl Framer {
     }
 }
 
-/// Copies both streams into the log until the last writer is gone.
-pub(super) async fn pump(stdout: Option<Receiver>, stderr: Option<Receiver>, path: PathBuf) {
+/// Copies both streams into the log until the last writer is gone, or until told to leave the rest to
+/// a later agent: then nothing that was taken from a FIFO stays unwritten. `ended` says that no writer
+/// is left or will come: a FIFO that was opened after the last one had gone never says so itself.
+pub(super) async fn pump(
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+    path: PathBuf,
+    cancel: CancellationToken,
+    ended: CancellationToken,
+) {
     let mut log = LogFile::new(path);
     let mut out = Source::new("stdout", stdout);
     let mut err = Source::new("stderr", stderr);
@@ -85,6 +94,11 @@ pub(super) async fn pump(stdout: Option<Receiver>, stderr: Option<Receiver>, pat
     while out.is_open() || err.is_open() {
         let has_partial = out.framer.has_partial() || err.framer.has_partial();
         tokio::select! {
+            () = cancel.cancelled() => break,
+            () = ended.cancelled() => {
+                out.take_rest(&mut entries);
+                err.take_rest(&mut entries);
+            }
             () = out.fill(), if out.is_open() => out.frame(&mut entries),
             () = err.fill(), if err.is_open() => err.frame(&mut entries),
             () = tokio::time::sleep(PARTIAL_AFTER), if has_partial => {
@@ -95,7 +109,11 @@ pub(super) async fn pump(stdout: Option<Receiver>, stderr: Option<Receiver>, pat
         }
         log.append(&mut entries).await;
     }
-    log.finish().await;
+    let now = Timestamp::now();
+    out.framer.flush(now, &mut entries);
+    err.framer.flush(now, &mut entries);
+    log.append(&mut entries).await;
+    log.finish();
 }
 
 struct Source {
@@ -132,6 +150,18 @@ impl Source {
                 self.pipe = None;
             }
         }
+    }
+
+    /// Reads what is in the pipe now, past tokio, which would first wait for a readiness event.
+    fn take_rest(&mut self, entries: &mut Vec<u8>) {
+        let Some(pipe) = self.pipe.take() else {
+            return;
+        };
+        let mut chunk = vec![0; READ_SIZE];
+        while let Ok(count @ 1..) = nix::unistd::read(&pipe, &mut chunk) {
+            self.framer.push(&chunk[..count], Timestamp::now(), entries);
+        }
+        self.framer.flush(Timestamp::now(), entries);
     }
 
     fn frame(&mut self, entries: &mut Vec<u8>) {
@@ -187,7 +217,7 @@ impl LogFile {
         file.flush().await
     }
 
-    async fn finish(&mut self) {
+    fn finish(&self) {
         if self.lost_bytes > 0 {
             warn!(path = %self.path.display(), lost_bytes = self.lost_bytes, "container output was lost");
         }

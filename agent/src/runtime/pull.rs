@@ -457,9 +457,9 @@ impl Source {
             read_timeout: Some(READ_TIMEOUT),
             user_agent: concat!("tholepin/", env!("CARGO_PKG_VERSION")),
             // A proxy from the environment has no business with a registry on loopback. The client
-            // forgets the environment's once it is given one, and this one is excepted for all hosts.
+            // forgets the environment's once it is given one, and this one is never used.
             http_proxy: is_loopback(host).then(|| "http://127.0.0.1".to_owned()),
-            no_proxy: is_loopback(host).then(|| "*".to_owned()),
+            no_proxy: is_loopback(host).then(|| "localhost,127.0.0.0/8,::1".to_owned()),
             ..ClientConfig::default()
         };
         let client = oci_client::Client::try_from(config).map_err(|error| Failure::Resolve {
