@@ -1,0 +1,324 @@
+//! Two nodes joined by a veth pair, their pods, and the removal of every trace of them.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tholepin_agent::dataplane::AttachMode;
+use tholepin_api::proto;
+use tholepin_api::proto::cni_client::CniClient;
+use tholepin_api::proto::debug_client::DebugClient;
+
+use super::node::{CONFIG_VARIABLE, Input, InputNode, NodeProcess};
+use super::sockets::ip;
+
+/// Whether the test can run here.
+pub(crate) fn privileged() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "this test needs root, and CI must run it"
+    );
+    eprintln!("SKIPPED: needs root for network namespaces and eBPF");
+    false
+}
+
+struct Node {
+    netns: String,
+    process: NodeProcess,
+    child: Child,
+}
+
+pub(crate) struct Cluster {
+    prefix: String,
+    nodes: Vec<Node>,
+    pods: BTreeMap<String, (usize, Vec<IpAddr>)>,
+    input: Input,
+    runtime: tokio::runtime::Runtime,
+    _directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub(crate) fn start(mode: AttachMode) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("thpt-{}-{number}", std::process::id());
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut cluster = Self {
+            prefix: prefix.clone(),
+            nodes: Vec::new(),
+            pods: BTreeMap::new(),
+            input: Input::default(),
+            runtime,
+            _directory: directory,
+        };
+        let netns = |number: usize| format!("{prefix}-n{number}");
+        for number in 0..2 {
+            ip(&["netns", "add", &netns(number)]);
+            ip(&["-n", &netns(number), "link", "set", "lo", "up"]);
+        }
+        let pair = [
+            "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns",
+        ];
+        ip(&[&["-n", &netns(0)], &pair[..], &[&netns(1)]].concat());
+        for number in 0..2 {
+            let netns = netns(number);
+            let v4 = format!("172.30.0.1{number}/16");
+            let v6 = format!("fd00:30::1{number}/64");
+            ip(&["-n", &netns, "address", "add", &v4, "dev", "eth0"]);
+            ip(&["-n", &netns, "address", "add", &v6, "dev", "eth0", "nodad"]);
+            ip(&["-n", &netns, "link", "set", "eth0", "up"]);
+            cluster.input.nodes.push(InputNode {
+                name: format!("n{number}"),
+                ranges: vec![
+                    format!("10.244.{number}.0/24"),
+                    format!("fd00:10:244:{number}::/64"),
+                ],
+                addresses: vec![format!("172.30.0.1{number}"), format!("fd00:30::1{number}")],
+            });
+            let process = NodeProcess {
+                name: format!("n{number}"),
+                addresses: cluster.input.nodes[number].addresses.clone(),
+                bpffs_root: PathBuf::from(format!("/sys/fs/bpf/{prefix}-n{number}")),
+                directory: cluster._directory.path().join(format!("n{number}")),
+                clsact: mode == AttachMode::Clsact,
+            };
+            std::fs::create_dir_all(&process.directory).unwrap();
+            let child = spawn(&netns, &process);
+            cluster.nodes.push(Node {
+                netns,
+                process,
+                child,
+            });
+        }
+        cluster.send();
+        for node in 0..2 {
+            cluster.wait_ready(node);
+        }
+        cluster
+    }
+
+    fn send(&mut self) {
+        let line = serde_json::to_string(&self.input).unwrap();
+        for node in &mut self.nodes {
+            writeln!(node.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+        }
+    }
+
+    /// Makes these the cluster's Services and waits until both nodes have them.
+    pub(crate) fn publish(&mut self, services: &[(String, &str, &str, Vec<String>)]) {
+        let own = |(name, address, protocol, backends): &(String, &str, &str, Vec<String>)| {
+            (
+                name.clone(),
+                (*address).to_owned(),
+                (*protocol).to_owned(),
+                backends.clone(),
+            )
+        };
+        self.input.services = services.iter().map(own).collect();
+        self.send();
+        let mut expected: Vec<(String, String, Vec<String>)> = Vec::new();
+        for (_, address, protocol, backends) in services {
+            let mut backends = backends.clone();
+            backends.sort();
+            expected.push(((*address).to_owned(), protocol.to_lowercase(), backends));
+        }
+        expected.sort();
+        for node in 0..2 {
+            self.wait("the Services to be programmed", || {
+                let programmed = self.call(node, |channel| async {
+                    DebugClient::new(channel)
+                        .services(proto::ServicesRequest {})
+                        .await
+                });
+                let mut found: Vec<_> = programmed
+                    .ok()?
+                    .frontends
+                    .into_iter()
+                    .map(|frontend| {
+                        let backends = frontend.backends.into_iter().map(|b| b.address);
+                        let mut backends: Vec<String> = backends.collect();
+                        backends.sort();
+                        (frontend.address, frontend.protocol, backends)
+                    })
+                    .collect();
+                found.sort();
+                (found == expected).then_some(())
+            });
+        }
+    }
+
+    pub(crate) fn kill_and_restart(&mut self, node: usize) {
+        let node_ref = &mut self.nodes[node];
+        node_ref.child.kill().unwrap();
+        node_ref.child.wait().unwrap();
+        // Traffic runs a while without any agent.
+        std::thread::sleep(Duration::from_millis(300));
+        node_ref.child = spawn(&node_ref.netns, &node_ref.process);
+        self.wait_ready(node);
+    }
+
+    fn wait_ready(&self, node: usize) {
+        self.wait("the node to be ready", || {
+            let status = self.call(node, |channel| async {
+                CniClient::new(channel)
+                    .status(proto::StatusRequest {})
+                    .await
+            });
+            status.ok().filter(|status| status.ready).map(drop)
+        });
+    }
+
+    fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let give_up = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(Instant::now() < give_up, "gave up waiting for {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn call<T, F, W>(&self, node: usize, request: F) -> Result<T, String>
+    where
+        F: FnOnce(tonic::transport::Channel) -> W,
+        W: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let socket = self.nodes[node].process.directory.join("run/agent.sock");
+        self.runtime.block_on(async {
+            let channel = tholepin_api::connect(&socket)
+                .await
+                .map_err(|e| e.to_string())?;
+            let answer = request(channel)
+                .await
+                .map_err(|status| status.message().to_owned())?;
+            Ok(answer.into_inner())
+        })
+    }
+
+    pub(crate) fn add_pod(&mut self, pod: &str, node: usize) {
+        let netns = self.pod_netns(pod);
+        ip(&["netns", "add", &netns]);
+        let request = proto::AddRequest {
+            key: Some(proto::AttachmentKey::new(pod, "eth0")),
+            netns: format!("/run/netns/{netns}"),
+            pod_namespace: "default".to_owned(),
+            pod_name: pod.to_owned(),
+            pod_uid: String::new(),
+        };
+        let add = |request: proto::AddRequest| {
+            self.call(node, |channel| async {
+                CniClient::new(channel).add(request).await
+            })
+            .unwrap()
+        };
+        let first = add(request.clone());
+        assert_eq!(add(request), first, "ADD is idempotent by its key");
+        let addresses = first.addresses.iter().map(|a| a.parse().unwrap()).collect();
+        self.pods.insert(pod.to_owned(), (node, addresses));
+    }
+
+    pub(crate) fn remove_pod(&mut self, pod: &str) {
+        let node = self.pods[pod].0;
+        let key = proto::AttachmentKey::new(pod, "eth0");
+        self.call(node, |channel| async {
+            CniClient::new(channel).del(key).await
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn check_pod(&self, pod: &str) -> Result<IpAddr, String> {
+        let key = proto::AttachmentKey::new(pod, "eth0");
+        let check = |channel| async { CniClient::new(channel).check(key).await };
+        let attachment = self.call(self.pods[pod].0, check)?;
+        Ok(attachment.addresses[0].parse().unwrap())
+    }
+
+    pub(crate) fn drops(&self, node: usize, reason: &str) -> u64 {
+        let drops = |channel| async {
+            DebugClient::new(channel)
+                .drops(proto::DropsRequest {})
+                .await
+        };
+        let drops = self.call(node, drops).unwrap().drops;
+        drops
+            .iter()
+            .find(|drop| drop.reason == reason)
+            .unwrap()
+            .packets
+    }
+
+    pub(crate) fn address(&self, pod: &str, family: usize) -> IpAddr {
+        self.pods[pod].1[family]
+    }
+
+    pub(crate) fn pod_netns(&self, pod: &str) -> String {
+        format!("{}-{pod}", self.prefix)
+    }
+
+    pub(crate) fn node_netns(&self, node: usize) -> String {
+        self.nodes[node].netns.clone()
+    }
+
+    pub(crate) fn pinned_pod_links(&self, node: usize) -> Vec<String> {
+        let version = format!("v{}", tholepin_ebpf_abi::ABI_VERSION);
+        let links = self.nodes[node]
+            .process
+            .bpffs_root
+            .join(version)
+            .join("links");
+        let names = std::fs::read_dir(links).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with("thp_")).collect()
+    }
+
+    pub(crate) fn leases(&self, node: usize) -> usize {
+        let leases = self.nodes[node].process.directory.join("state/leases");
+        std::fs::read_dir(leases).unwrap().count()
+    }
+}
+
+fn spawn(netns: &str, process: &NodeProcess) -> Child {
+    Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{netns}"))
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "node_process", "--nocapture"])
+        .env(CONFIG_VARIABLE, serde_json::to_string(process).unwrap())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.child.kill().ok();
+            node.child.wait().ok();
+            std::fs::remove_dir_all(&node.process.bpffs_root).ok();
+        }
+        let netns = |name: String| {
+            Command::new("ip")
+                .args(["netns", "del", &name])
+                .status()
+                .ok()
+        };
+        for pod in self.pods.keys() {
+            netns(self.pod_netns(pod));
+        }
+        for number in 0..2 {
+            netns(format!("{}-n{number}", self.prefix));
+        }
+    }
+}

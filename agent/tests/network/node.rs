@@ -1,0 +1,156 @@
+//! A node process: the network half of the agent, with desired state from standard input.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tholepin_agent::dataplane::{AttachMode, NetworkConfig, start_with};
+use tholepin_model::desired::{Desired, SyncState};
+use tholepin_model::route::Node;
+use tholepin_model::service::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort,
+    SliceName, TrafficPolicy,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const CONFIG_VARIABLE: &str = "THOLEPIN_TEST_NODE";
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeProcess {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) bpffs_root: PathBuf,
+    pub(crate) directory: PathBuf,
+    pub(crate) clsact: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Input {
+    pub(crate) nodes: Vec<InputNode>,
+    pub(crate) services: Vec<(String, String, String, Vec<String>)>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct InputNode {
+    pub(crate) name: String,
+    pub(crate) ranges: Vec<String>,
+    pub(crate) addresses: Vec<String>,
+}
+
+pub(crate) fn run_if_asked() {
+    let Ok(text) = std::env::var(CONFIG_VARIABLE) else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    let process: NodeProcess = serde_json::from_str(&text).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let guard = runtime.enter();
+    let addresses = process
+        .addresses
+        .iter()
+        .map(|a| a.parse().unwrap())
+        .collect();
+    let mut config = NetworkConfig::new(
+        process.name,
+        addresses,
+        process.bpffs_root,
+        process.directory.join("state"),
+        process.directory.join("run"),
+    );
+    if process.clsact {
+        config.attach_mode = AttachMode::Clsact;
+    }
+    let (sender, desired) = tokio::sync::watch::channel(Desired::default());
+    let handle = start_with(config, desired, CancellationToken::new());
+    for line in std::io::stdin().lock().lines() {
+        let input: Input = serde_json::from_str(&line.unwrap()).unwrap();
+        sender.send_replace(desired_of(&input));
+    }
+    drop((handle, guard));
+}
+
+fn desired_of(input: &Input) -> Desired {
+    let mut desired = Desired {
+        sync: SyncState {
+            services: true,
+            endpoint_slices: true,
+            nodes: true,
+        },
+        ..Desired::default()
+    };
+    let parse = |list: &[String]| {
+        list.iter()
+            .map(|text| text.parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    for node in &input.nodes {
+        let pod_ranges = node
+            .ranges
+            .iter()
+            .map(|range| range.parse().unwrap())
+            .collect();
+        let (name, addresses) = (node.name.clone(), parse(&node.addresses));
+        let node = Node {
+            name: name.clone(),
+            created_at_secs: 0,
+            pod_ranges,
+            addresses,
+        };
+        desired.nodes.insert(name, Arc::new(node));
+    }
+    let mut slices = BTreeMap::new();
+    for (name, address, protocol, backends) in &input.services {
+        let service = ServiceName {
+            namespace: "default".to_owned(),
+            name: name.clone(),
+        };
+        let protocol = if protocol == "TCP" {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        };
+        let port = ServicePort {
+            name: String::new(),
+            protocol,
+            port: 80,
+        };
+        let object = Service {
+            name: service.clone(),
+            created_at_secs: 0,
+            cluster_ips: vec![address.parse().unwrap()],
+            ports: vec![port],
+            internal_policy: TrafficPolicy::Cluster,
+        };
+        desired.services.insert(service.clone(), Arc::new(object));
+        let slice = SliceName {
+            namespace: "default".to_owned(),
+            name: name.clone(),
+        };
+        let endpoint = |address: std::net::IpAddr| Endpoint {
+            address,
+            conditions: Conditions {
+                ready: true,
+                serving: true,
+                terminating: false,
+            },
+            node_name: None,
+        };
+        let object = EndpointSlice {
+            name: slice.clone(),
+            service,
+            ports: vec![EndpointPort {
+                name: String::new(),
+                protocol,
+                port: 8080,
+            }],
+            endpoints: parse(backends).into_iter().map(endpoint).collect(),
+        };
+        slices.insert(slice, Arc::new(object));
+    }
+    desired.slices = slices;
+    desired
+}
