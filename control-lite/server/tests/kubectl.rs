@@ -178,7 +178,7 @@ async fn kubectl_shows_what_is_wrong_with_a_manifest() {
     let invalid = WEB.replace("name: web, image", "name: Web_, image");
     let error = server.kubectl_fails(&["create", "-f", "-"], &invalid).await;
     assert!(
-        error.contains("The Deployment \"web\" is invalid"),
+        error.contains("Deployment.apps \"web\" is invalid"),
         "{error}"
     );
     let error = server.kubectl_fails(&["get", "widgets"], "").await;

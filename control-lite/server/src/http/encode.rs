@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WARNING};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use jiff::Timestamp;
 use serde_json::Value;
 use tholepin_apimachinery::list::{self, ListMeta};
@@ -144,7 +144,7 @@ pub(super) fn add_warnings(headers: &mut HeaderMap, warnings: Vec<String>) {
         let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
         // Text that fits no header is lost with a trace of it in the log.
         match HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
-            Ok(value) => drop(headers.append(HeaderName::from(WARNING), value)),
+            Ok(value) => drop(headers.append(WARNING, value)),
             Err(_) => tracing::warn!(warning = clean, "a warning fits no header"),
         }
     }

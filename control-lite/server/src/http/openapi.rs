@@ -1,31 +1,26 @@
 //! OpenAPI v3: the index and one document per group version. Documents are made when somebody asks
 //! and kept compressed only: `kubectl explain` is rare, memory is not free.
 
-mod document;
-
+use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
-use tholepin_apimachinery::{ApiError, kinds};
+use tholepin_apimachinery::{ApiError, openapi};
 
 use super::body::{self, Body};
 use super::query::Query;
 
-/// The documents that were asked for.
+/// The documents that were asked for, compressed, by their path.
 #[derive(Debug, Default)]
 pub(super) struct OpenApi {
-    documents: OnceLock<Vec<Document>>,
+    documents: Mutex<BTreeMap<String, Document>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Document {
-    /// `api/v1` or `apis/<group>/<version>`.
-    path: String,
     gzipped: Bytes,
     hash: String,
 }
@@ -41,56 +36,43 @@ impl OpenApi {
         query: &Query<'_>,
         headers: &HeaderMap,
     ) -> Result<Response<Body>, ApiError> {
-        let documents = self.documents()?;
         let path = path.trim_start_matches("/openapi/v3").trim_matches('/');
         if path.is_empty() {
-            return Ok(super::encode::json(200, &index(documents)));
+            return Ok(super::encode::json(200, &openapi::index()));
         }
-        let document = documents
-            .iter()
-            .find(|document| document.path == path)
-            .ok_or_else(ApiError::unknown_path)?;
-        document.respond(query, headers)
+        self.document(path)?.respond(query, headers)
     }
 
-    fn documents(&self) -> Result<&[Document], ApiError> {
-        if let Some(documents) = self.documents.get() {
-            return Ok(documents);
+    fn document(&self, path: &str) -> Result<Document, ApiError> {
+        let known = self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(document) = known.get(path) {
+            return Ok(document.clone());
         }
-        let made = kinds::group_versions()
-            .into_iter()
-            .map(|(group, version)| Document::make(group, version))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(self.documents.get_or_init(|| made))
+        drop(known);
+        let document = Document::make(path)?;
+        let mut known = self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(known.entry(path.to_owned()).or_insert(document).clone())
     }
-}
-
-fn index(documents: &[Document]) -> Value {
-    let mut paths = Map::new();
-    for Document { path, hash, .. } in documents {
-        let url = format!("/openapi/v3/{path}?hash={hash}");
-        paths.insert(path.clone(), json!({"serverRelativeURL": url}));
-    }
-    json!({"paths": paths})
 }
 
 impl Document {
-    fn make(group: &'static str, version: &'static str) -> Result<Self, ApiError> {
-        let path = match group {
-            "" => format!("api/{version}"),
-            group => format!("apis/{group}/{version}"),
+    fn make(path: &str) -> Result<Self, ApiError> {
+        let document = openapi::document_at(path).ok_or_else(ApiError::unknown_path)?;
+        let (group, version) = match path.split('/').collect::<Vec<_>>().as_slice() {
+            ["api", version] => ("", *version),
+            ["apis", group, version] => (*group, *version),
+            _ => return Err(ApiError::unknown_path()),
         };
-        let text = document::document(group, version).to_string();
-        let hash: String = Sha256::digest(text.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02X}"))
-            .collect();
-        let gzipped = body::gzip(text.as_bytes()).map_err(ApiError::internal)?;
-        Ok(Self {
-            path,
-            gzipped,
-            hash,
-        })
+        let hash = openapi::hash(group, version);
+        let text = serde_json::to_vec(&document).map_err(ApiError::internal)?;
+        let gzipped = body::gzip(&text).map_err(ApiError::internal)?;
+        Ok(Self { gzipped, hash })
     }
 
     fn respond(&self, query: &Query<'_>, request: &HeaderMap) -> Result<Response<Body>, ApiError> {

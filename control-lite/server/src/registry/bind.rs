@@ -6,7 +6,7 @@ use tholepin_apimachinery::value::{ensure_map, list_at, map_at, set, str_at};
 use tholepin_apimachinery::{ApiError, meta, time};
 use tholepin_store::Expected;
 
-use super::{ApiResult, Registry, RequestContext, Resource, WriteConflict, resources};
+use super::{ApiResult, Registry, RequestContext, Resource, resources};
 
 const CONFLICT_RETRIES: usize = 100;
 
@@ -30,12 +30,12 @@ impl Registry {
                 return Ok(());
             }
             let expected = Expected::Revision(current.revision);
-            match self
+            if self
                 .write(kind, namespace, pod, &mut object, expected)
                 .await?
+                .is_ok()
             {
-                Ok(()) => return Ok(()),
-                Err(WriteConflict) => (),
+                return Ok(());
             }
         }
         Err(ApiError::stale("", "pods/binding", pod))

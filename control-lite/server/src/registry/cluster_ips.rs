@@ -15,6 +15,9 @@ use super::{ApiResult, Registry, Resource, folder, resources, store_error, store
 
 const NONE: &str = "None";
 
+/// Why a Service cannot have what it asks for.
+type Refusal = Box<FieldError>;
+
 /// The allocators of the cluster's Service ranges, the primary family first.
 #[derive(Debug)]
 pub(super) struct ClusterIps {
@@ -95,7 +98,7 @@ impl ClusterIps {
         };
         if kind.kind == "Service" {
             self.assign(object, &mut lease)
-                .map_err(|error| invalid(kind, object, error))?;
+                .map_err(|error| invalid(kind, object, &error))?;
         }
         Ok(lease)
     }
@@ -117,7 +120,7 @@ impl ClusterIps {
         }
         let had = addresses(old);
         self.assign_keeping(object, &had, &mut lease)
-            .map_err(|error| invalid(kind, object, error))?;
+            .map_err(|error| invalid(kind, object, &error))?;
         let has = addresses(object);
         lease.freed = had
             .into_iter()
@@ -142,7 +145,7 @@ impl ClusterIps {
         }
     }
 
-    fn assign(&self, service: &mut Value, lease: &mut Lease<'_>) -> Result<(), FieldError> {
+    fn assign(&self, service: &mut Value, lease: &mut Lease<'_>) -> Result<(), Refusal> {
         self.assign_keeping(service, &[], lease)
     }
 
@@ -151,7 +154,7 @@ impl ClusterIps {
         service: &mut Value,
         had: &[IpAddr],
         lease: &mut Lease<'_>,
-    ) -> Result<(), FieldError> {
+    ) -> Result<(), Refusal> {
         let spec = ensure_map(service, "spec");
         if spec.get("type").and_then(Value::as_str) == Some("ExternalName") {
             for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
@@ -191,7 +194,7 @@ impl ClusterIps {
         &self,
         spec: &mut Map<String, Value>,
         requested: &[String],
-    ) -> Result<Vec<Family>, FieldError> {
+    ) -> Result<Vec<Family>, Refusal> {
         let mut families = self.asked_families(spec, requested)?;
         let is_headless = requested.first().is_some_and(|address| address == NONE);
         let has_selector = spec
@@ -217,13 +220,13 @@ impl ClusterIps {
             .and_then(Value::as_str)
             .unwrap_or_default();
         let field = Path::new("spec").child("ipFamilyPolicy");
-        let is_explicit = !(is_headless && !has_selector);
+        let is_explicit = !is_headless || has_selector;
         if policy == "RequireDualStack" && self.families.len() < 2 && is_explicit {
-            return Err(FieldError::invalid(
+            return Err(Box::new(FieldError::invalid(
                 &field,
                 policy,
                 "this cluster is not configured for dual-stack services",
-            ));
+            )));
         }
         if families.is_empty() {
             families.extend(self.families.first());
@@ -247,7 +250,7 @@ impl ClusterIps {
         &self,
         spec: &Map<String, Value>,
         requested: &[String],
-    ) -> Result<Vec<Family>, FieldError> {
+    ) -> Result<Vec<Family>, Refusal> {
         let listed = spec
             .get("ipFamilies")
             .and_then(Value::as_array)
@@ -259,11 +262,11 @@ impl ClusterIps {
             match family.filter(|family| self.families.contains(family)) {
                 Some(family) => families.push(family),
                 None => {
-                    return Err(FieldError::invalid(
+                    return Err(Box::new(FieldError::invalid(
                         &path.index(index),
                         text.clone(),
                         "not configured on this cluster",
-                    ));
+                    )));
                 }
             }
         }
@@ -281,7 +284,7 @@ impl ClusterIps {
         requested: Option<&String>,
         had: &[IpAddr],
         lease: &mut Lease<'_>,
-    ) -> Result<IpAddr, FieldError> {
+    ) -> Result<IpAddr, Refusal> {
         let path = Path::new("spec").child("clusterIPs");
         let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
         let range = ranges
@@ -290,11 +293,11 @@ impl ClusterIps {
         let Some(range) = range else {
             let address = requested.cloned().unwrap_or_default();
             let detail = format!("{} is not configured on this cluster", family.as_str());
-            return Err(FieldError::invalid(
+            return Err(Box::new(FieldError::invalid(
                 &path,
                 vec![Value::from(address)],
                 detail,
-            ));
+            )));
         };
         let Some(text) = requested else {
             // An updated Service keeps the address of a family that it names no address for.
@@ -303,7 +306,7 @@ impl ClusterIps {
             }
             let address = range.take_any().map_err(|error| {
                 let detail = format!("failed to allocate a serviceIP: {error}");
-                FieldError::invalid(&path, Vec::<Value>::new(), detail)
+                Box::new(FieldError::invalid(&path, Vec::<Value>::new(), detail))
             })?;
             lease.taken.push(address);
             return Ok(address);
@@ -436,8 +439,13 @@ fn addresses(service: &Value) -> Vec<IpAddr> {
     listed.filter_map(|address| address.parse().ok()).collect()
 }
 
-fn invalid(kind: &Kind, object: &Value, error: FieldError) -> ApiError {
-    ApiError::invalid(kind.group, kind.kind, meta::name(object), &vec![error])
+fn invalid(kind: &Kind, object: &Value, error: &FieldError) -> ApiError {
+    ApiError::invalid(
+        kind.group,
+        kind.kind,
+        meta::name(object),
+        &vec![error.clone()],
+    )
 }
 
 #[cfg(test)]

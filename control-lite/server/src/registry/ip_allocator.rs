@@ -40,11 +40,7 @@ impl IpAllocator {
         };
         // The network's own address, and for IPv4 the broadcast address, are nobody's.
         let reserved = if range.addr().is_ipv4() { 2 } else { 1 };
-        let size = if addresses > reserved {
-            addresses - reserved
-        } else {
-            0
-        };
+        let size = addresses.saturating_sub(reserved);
         let words = usize::try_from(size.div_ceil(64)).expect("at most 2^14 words");
         Self {
             range: range.trunc(),
