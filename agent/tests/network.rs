@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cluster::{Cluster, privileged};
-use sockets::{in_netns, serve, tcp_ask, udp_ask};
+use sockets::{in_netns, ip, serve, tcp_ask, udp_ask};
 use tholepin_agent::dataplane::AttachMode;
 
 /// Runs as a node when the environment says so; a no-op as a test.
@@ -93,20 +93,36 @@ fn pods_and_nodes_reach_pods_and_services_in_both_families() {
     if !privileged() {
         return;
     }
-    let cluster = two_nodes(AttachMode::Auto);
+    let mut cluster = two_nodes(AttachMode::Auto);
     every_path_works(&cluster);
+    a_failed_attach_is_undone(&mut cluster);
+    queued_and_collected_pods_are_detached(&mut cluster);
     spoofed_packets_are_dropped_and_counted(&cluster);
     services_without_a_backend_reject(&cluster);
     detached_pods_leave_nothing(cluster);
 }
 
 #[test]
-fn the_same_holds_with_clsact_across_a_restart() {
+fn the_same_holds_with_clsact_and_across_a_change_of_the_attach_mode() {
     if !privileged() {
         return;
     }
     let mut cluster = two_nodes(AttachMode::Clsact);
     every_path_works(&cluster);
+    assert_eq!(cluster.filters(0, "thp_host", "egress"), 1);
+    assert_eq!(cluster.pinned_links(0), 0, "clsact filters need no pin");
+    cluster.use_mode(0, AttachMode::Auto);
+    cluster.kill_and_restart(0);
+    publish(&mut cluster, &["a2", "b1"]);
+    every_path_works(&cluster);
+    if cluster.pinned_links(0) > 0 {
+        assert_eq!(
+            cluster.filters(0, "thp_host", "egress"),
+            0,
+            "TCX has taken over"
+        );
+    }
+    cluster.use_mode(0, AttachMode::Clsact);
     cluster.kill_and_restart(0);
     publish(&mut cluster, &["a2", "b1"]);
     every_path_works(&cluster);
@@ -153,10 +169,49 @@ fn every_path_works(cluster: &Cluster) {
     }
 }
 
+/// The namespace has an `eth0` already: the attach fails, names it, and nothing of it stays.
+fn a_failed_attach_is_undone(cluster: &mut Cluster) {
+    let netns = cluster.pod_netns("taken");
+    ip(&["netns", "add", &netns]);
+    ip(&[
+        "-n", &netns, "link", "add", "eth0", "type", "veth", "peer", "other",
+    ]);
+    let leases = cluster.leases(0);
+    let error = cluster.try_add("taken", 0).unwrap_err();
+    ip(&["netns", "del", &netns]);
+    assert!(
+        error.contains("default/taken") && error.contains("File exists"),
+        "{error}"
+    );
+    assert_eq!(cluster.leases(0), leases);
+    let error = cluster.try_add("absent", 0).unwrap_err();
+    assert!(
+        error.contains("failed to open the network namespace"),
+        "{error}"
+    );
+    assert_eq!(cluster.leases(0), leases);
+}
+
+/// DEL while the agent was down is done by the next one; GC removes what the runtime does not list.
+fn queued_and_collected_pods_are_detached(cluster: &mut Cluster) {
+    cluster.add_pod("queued", 0);
+    cluster.add_pod("lost", 0);
+    let leases = cluster.leases(0);
+    cluster.queue_deletion("queued", 0);
+    cluster.kill_and_restart(0);
+    cluster.wait_for_leases(0, leases - 1);
+    assert!(cluster.check_pod("queued").is_err());
+    cluster.collect(0, &["a1", "a2"]);
+    assert!(cluster.check_pod("lost").is_err());
+    assert!(cluster.check_pod("a1").is_ok());
+    assert_eq!(cluster.leases(0), leases - 2);
+    publish(cluster, &["a2", "b1"]);
+}
+
 fn spoofed_packets_are_dropped_and_counted(cluster: &Cluster) {
     let netns = cluster.pod_netns("a1");
     let foreign = cluster.address("b1", 0);
-    sockets::ip(&[
+    ip(&[
         "-n",
         &netns,
         "address",
@@ -173,7 +228,7 @@ fn spoofed_packets_are_dropped_and_counted(cluster: &Cluster) {
         "{error}"
     );
     assert!(cluster.drops(0, "spoofed_source") > before);
-    sockets::ip(&[
+    ip(&[
         "-n",
         &netns,
         "address",
@@ -214,7 +269,7 @@ fn detached_pods_leave_nothing(mut cluster: Cluster) {
         assert!(cluster.check_pod(pod).is_err(), "CHECK of a detached pod");
     }
     for node in 0..2 {
-        let links = sockets::ip(&["-n", &cluster.node_netns(node), "-brief", "link"]);
+        let links = ip(&["-n", &cluster.node_netns(node), "-brief", "link"]);
         let pods = links
             .lines()
             .filter(|line| line.starts_with("thp") && !line.contains("thp_"));

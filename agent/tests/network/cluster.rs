@@ -207,24 +207,88 @@ impl Cluster {
         })
     }
 
-    pub(crate) fn add_pod(&mut self, pod: &str, node: usize) {
-        let netns = self.pod_netns(pod);
-        ip(&["netns", "add", &netns]);
+    /// Sends ADD for a pod whose namespace may or may not be there.
+    pub(crate) fn try_add(&self, pod: &str, node: usize) -> Result<proto::Attachment, String> {
         let request = proto::AddRequest {
             key: Some(proto::AttachmentKey::new(pod, "eth0")),
-            netns: format!("/run/netns/{netns}"),
+            netns: format!("/run/netns/{}", self.pod_netns(pod)),
             pod_namespace: "default".to_owned(),
             pod_name: pod.to_owned(),
             pod_uid: String::new(),
         };
-        let add = |request: proto::AddRequest| {
-            self.call(node, |channel| async {
-                CniClient::new(channel).add(request).await
-            })
-            .unwrap()
-        };
-        let first = add(request.clone());
-        assert_eq!(add(request), first, "ADD is idempotent by its key");
+        self.call(node, |channel| async {
+            CniClient::new(channel).add(request).await
+        })
+    }
+
+    /// What `tholepin-cni` leaves when no agent answers.
+    pub(crate) fn queue_deletion(&self, pod: &str, node: usize) {
+        let queue = self.nodes[node].process.directory.join("run/cni-del");
+        std::fs::create_dir_all(&queue).unwrap();
+        let text = format!("{{\"container_id\":\"{pod}\",\"interface\":\"eth0\"}}");
+        std::fs::write(queue.join(format!("{pod}@eth0.json")), text).unwrap();
+    }
+
+    pub(crate) fn collect(&self, node: usize, valid: &[&str]) {
+        let valid = valid
+            .iter()
+            .map(|pod| proto::AttachmentKey::new(*pod, "eth0"))
+            .collect();
+        let gc = proto::GcRequest { valid };
+        self.call(node, |channel| async {
+            CniClient::new(channel).gc(gc).await
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn wait_for_leases(&self, node: usize, count: usize) {
+        self.wait("the leases to be given back", || {
+            (self.leases(node) == count).then_some(())
+        });
+    }
+
+    /// The mode of the node's next process.
+    pub(crate) fn use_mode(&mut self, node: usize, mode: AttachMode) {
+        self.nodes[node].process.clsact = mode == AttachMode::Clsact;
+    }
+
+    /// Programs of ours on a clsact qdisc.
+    pub(crate) fn filters(&self, node: usize, device: &str, direction: &str) -> usize {
+        let netns = format!("--net=/run/netns/{}", self.nodes[node].netns);
+        let show = ["tc", "filter", "show", "dev", device, direction];
+        let output = Command::new("nsenter")
+            .arg(netns)
+            .args(show)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .filter(|line| line.contains("direct-action"))
+            .count()
+    }
+
+    pub(crate) fn pinned_links(&self, node: usize) -> usize {
+        std::fs::read_dir(self.links(node)).unwrap().count()
+    }
+
+    fn links(&self, node: usize) -> PathBuf {
+        let version = format!("v{}", tholepin_ebpf_abi::ABI_VERSION);
+        self.nodes[node]
+            .process
+            .bpffs_root
+            .join(version)
+            .join("links")
+    }
+
+    pub(crate) fn add_pod(&mut self, pod: &str, node: usize) {
+        let netns = self.pod_netns(pod);
+        ip(&["netns", "add", &netns]);
+        let first = self.try_add(pod, node).unwrap();
+        assert_eq!(
+            self.try_add(pod, node).unwrap(),
+            first,
+            "ADD is idempotent by its key"
+        );
         let addresses = first.addresses.iter().map(|a| a.parse().unwrap()).collect();
         self.pods.insert(pod.to_owned(), (node, addresses));
     }
@@ -272,13 +336,7 @@ impl Cluster {
     }
 
     pub(crate) fn pinned_pod_links(&self, node: usize) -> Vec<String> {
-        let version = format!("v{}", tholepin_ebpf_abi::ABI_VERSION);
-        let links = self.nodes[node]
-            .process
-            .bpffs_root
-            .join(version)
-            .join("links");
-        let names = std::fs::read_dir(links).unwrap();
+        let names = std::fs::read_dir(self.links(node)).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| !name.starts_with("thp_")).collect()
     }
