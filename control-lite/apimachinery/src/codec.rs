@@ -110,20 +110,6 @@ impl Expected<'static> {
         kind: "Binding",
         message: "core.Binding",
     };
-    /// `policy/v1` Eviction.
-    pub const EVICTION: Self = Self {
-        group: "policy",
-        version: "v1",
-        kind: "Eviction",
-        message: "policy.Eviction",
-    };
-    /// `authentication.k8s.io/v1` TokenRequest.
-    pub const TOKEN_REQUEST: Self = Self {
-        group: "authentication.k8s.io",
-        version: "v1",
-        kind: "TokenRequest",
-        message: "authentication.TokenRequest",
-    };
 }
 
 impl<'a> From<&'a Kind> for Expected<'a> {

@@ -106,14 +106,11 @@ fn validate(object: &Value) -> ErrorList {
         object,
         "empty selector is invalid for deployment",
     ));
-    if at(object, "spec.selector").is_some() {
-        errors.extend(template::validate(
-            object,
-            &LabelSelector::from_spec(at(object, "spec.selector")),
-        ));
-    } else {
-        errors.extend(template::validate(object, &LabelSelector::everything()));
-    }
+    // An absent selector selects nothing, so it does not match the template either: upstream reports both.
+    errors.extend(template::validate(
+        object,
+        &LabelSelector::from_spec(at(object, "spec.selector")),
+    ));
     errors.extend(validate_strategy(object, &path.child("strategy")));
     errors.extend(template::validate_counts(
         object,

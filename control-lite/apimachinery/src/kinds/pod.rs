@@ -14,7 +14,7 @@ pub(super) use spec::{validate_port_reference, validate_spec, validate_taint_eff
 
 use super::{ALL_VERBS, Kind, Strategy, Subresource};
 use crate::field::Path;
-use crate::value::{at, default_to, ensure_map, set, str_at};
+use crate::value::{at, copy, default_to, ensure_map, set, str_at};
 use serde_json::{Value, json};
 
 /// The table entry.
@@ -103,7 +103,13 @@ const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
 /// What upstream's strategy and its always-on admission plugins (ServiceAccount, Priority, DefaultTolerationSeconds) set.
 fn prepare(pod: &mut Value, old: Option<&Value>) {
-    if old.is_some() {
+    if let Some(old) = old {
+        // A client that knows nothing of priorities keeps the one that was computed.
+        for path in ["spec.priority", "spec.preemptionPolicy"] {
+            if at(pod, path).is_none() {
+                copy(old, pod, path);
+            }
+        }
         return;
     }
     let class = qos_class(pod);

@@ -92,10 +92,7 @@ fn validate(object: &Value) -> ErrorList {
         object,
         "empty selector is invalid for deployment",
     ));
-    let selector = match at(object, "spec.selector") {
-        None => LabelSelector::everything(),
-        some => LabelSelector::from_spec(some),
-    };
+    let selector = LabelSelector::from_spec(at(object, "spec.selector"));
     errors.extend(template::validate(object, &selector));
     errors
 }

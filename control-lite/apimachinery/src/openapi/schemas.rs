@@ -30,8 +30,7 @@ pub(super) fn reference(message: &str) -> Value {
 pub(super) fn of(kinds: &[&Kind]) -> Value {
     let mut out = BTreeMap::new();
     let mut queue: Vec<&'static Message> = Vec::new();
-    let want =
-        |name: &str, queue: &mut Vec<&'static Message>| queue.extend(schema().find(name));
+    let want = |name: &str, queue: &mut Vec<&'static Message>| queue.extend(schema().find(name));
     for kind in kinds {
         want(kind.message, &mut queue);
         out.insert(
