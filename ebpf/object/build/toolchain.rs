@@ -35,19 +35,35 @@ pub(crate) fn find() -> Result<Toolchain> {
                 rustc.display()
             );
         }
-        return Ok(Toolchain { rustc, cargo, linker, origin: RUSTC_VARIABLE });
+        return Ok(Toolchain {
+            rustc,
+            cargo,
+            linker,
+            origin: RUSTC_VARIABLE,
+        });
     }
-    if let Some((rustc, cargo)) = nightly().filter(|(rustc, _)| has_source(rustc)) {
-        return Ok(Toolchain { rustc, cargo, linker, origin: "rustup nightly" });
-    }
-    let rustc = PathBuf::from(SYSTEM_RUSTC);
-    if has_source(&rustc) {
-        return Ok(Toolchain { rustc, cargo, linker, origin: "system compiler" });
+    if let Some((rustc, nightly_cargo, origin)) = compiler() {
+        return Ok(Toolchain {
+            rustc,
+            cargo: nightly_cargo.unwrap_or(cargo),
+            linker,
+            origin,
+        });
     }
     bail!(
         "no compiler for the eBPF programs: neither rustup's nightly nor {SYSTEM_RUSTC} has the \
          standard library's source. Run `cargo xtask setup`, which installs one"
     )
+}
+
+/// A compiler with the standard library's source, its own cargo if it has one, and where it is from.
+/// `cargo xtask setup` asks this too, so that it agrees with the build.
+pub(super) fn compiler() -> Option<(PathBuf, Option<PathBuf>, &'static str)> {
+    if let Some((rustc, cargo)) = nightly().filter(|(rustc, _)| has_source(rustc)) {
+        return Some((rustc, Some(cargo), "rustup nightly"));
+    }
+    let rustc = PathBuf::from(SYSTEM_RUSTC);
+    has_source(&rustc).then_some((rustc, None, "system compiler"))
 }
 
 fn nightly() -> Option<(PathBuf, PathBuf)> {
@@ -57,15 +73,21 @@ fn nightly() -> Option<(PathBuf, PathBuf)> {
 fn rustup_which(program: &str) -> Option<PathBuf> {
     let mut rustup = Command::new("rustup");
     // Never start a download from inside a build.
-    rustup.env("RUSTUP_AUTO_INSTALL", "0").args(["which", "--toolchain", "nightly", program]);
+    rustup
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .args(["which", "--toolchain", "nightly", program]);
     stdout(&mut rustup).map(PathBuf::from)
 }
 
 fn has_source(rustc: &Path) -> bool {
     let mut command = Command::new(rustc);
-    command.env_remove("RUSTUP_TOOLCHAIN").args(["--print", "sysroot"]);
+    command
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .args(["--print", "sysroot"]);
     stdout(&mut command).is_some_and(|sysroot| {
-        Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+        Path::new(&sysroot)
+            .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+            .exists()
     })
 }
 
