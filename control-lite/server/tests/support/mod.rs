@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test panics")]
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub(crate) mod client;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -22,6 +24,7 @@ pub(crate) struct TestServer {
     pub(crate) registry: Registry,
     pub(crate) pki: Arc<Pki>,
     cancel: CancellationToken,
+    serving: tokio_util::task::TaskTracker,
 }
 
 impl Drop for TestServer {
@@ -69,14 +72,29 @@ impl TestServer {
         )
         .unwrap();
         let cancel = CancellationToken::new();
-        tokio::spawn(server.serve(vec![listener], cancel.clone()));
+        let serving = tokio_util::task::TaskTracker::new();
+        serving.spawn(server.serve(vec![listener], cancel.clone()));
+        serving.close();
         Self {
             folder,
             address,
             registry,
             pki,
             cancel,
+            serving,
         }
+    }
+
+    /// Stops serving and waits until it has.
+    pub(crate) async fn stop(&self) {
+        self.cancel.cancel();
+        self.serving.wait().await;
+    }
+
+    /// A connection with the certificate `name`, or with none.
+    pub(crate) async fn client(&self, name: Option<&str>) -> client::Client {
+        let config = client::config(&self.folder.path().join("pki"), name);
+        client::Client::connect(self.address, config).await
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
