@@ -1,4 +1,5 @@
 //! One loop per resource class: snapshot, plan, apply, report, wait for a change.
 
+pub mod pods;
 pub mod routes;
 pub mod services;

@@ -3,4 +3,7 @@
 pub mod endpoint_slices;
 mod follow;
 pub mod nodes;
+pub mod objects;
+pub mod pods;
+pub mod service_links;
 pub mod services;

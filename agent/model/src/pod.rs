@@ -264,16 +264,28 @@ pub struct Exit {
     pub finished_at: SystemTime,
     /// Termination message of the container, or why the result is unknown.
     pub message: String,
+    pub kind: ExitKind,
+}
+
+/// How much is known about an exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExitKind {
+    #[default]
+    Process,
+    /// The process never ran: `StartError`.
+    StartError,
     /// The runtime has forgotten the container: `ContainerStatusUnknown`.
-    pub unknown: bool,
+    Unknown,
 }
 
 impl Exit {
     /// The reason kubectl prints.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        if self.unknown {
+        if self.kind == ExitKind::Unknown {
             "ContainerStatusUnknown"
+        } else if self.kind == ExitKind::StartError {
+            "StartError"
         } else if self.oom_killed {
             "OOMKilled"
         } else if self.exit_code == 0 {

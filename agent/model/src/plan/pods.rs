@@ -24,6 +24,8 @@ pub enum Goal {
 pub struct RealizedPod {
     pub volumes_mounted: bool,
     pub sandbox: bool,
+    /// The sandbox's namespaces are gone (a reboot): it must be removed before it can be made anew.
+    pub sandbox_broken: bool,
     pub network_attached: bool,
     pub containers: Vec<ContainerRecord>,
 }
@@ -178,6 +180,12 @@ fn plan_run(
             pull,
         });
     }
+    if realized.sandbox_broken {
+        let detach = (!pod.host_network).then_some(PodOp::DetachNetwork);
+        plan.ops.extend(detach);
+        plan.ops.push(PodOp::RemoveSandbox);
+        return plan;
+    }
     if !starts.is_empty() {
         if !realized.volumes_mounted {
             plan.ops.push(PodOp::MountVolumes);
@@ -245,12 +253,7 @@ fn plan_terminate(realized: &RealizedPod, grace: Duration) -> Vec<PodOp> {
     if realized.network_attached {
         ops.push(PodOp::DetachNetwork);
     }
-    if realized.sandbox
-        || realized
-            .containers
-            .iter()
-            .any(|record| !record.id.is_empty())
-    {
+    if realized.sandbox {
         ops.push(PodOp::RemoveSandbox);
     }
     if realized.volumes_mounted {

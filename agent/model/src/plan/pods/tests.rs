@@ -48,7 +48,7 @@ fn exited(code: i32) -> RecordState {
         started_at: SystemTime::UNIX_EPOCH,
         finished_at: SystemTime::UNIX_EPOCH,
         message: String::new(),
-        unknown: false,
+        kind: crate::pod::ExitKind::Process,
     })
 }
 
@@ -56,6 +56,7 @@ fn ready(containers: Vec<ContainerRecord>) -> RealizedPod {
     RealizedPod {
         volumes_mounted: true,
         sandbox: true,
+        sandbox_broken: false,
         network_attached: true,
         containers,
     }
@@ -105,6 +106,7 @@ fn applied(mut realized: RealizedPod, ops: &[PodOp]) -> RealizedPod {
             PodOp::DetachNetwork => realized.network_attached = false,
             PodOp::RemoveSandbox => {
                 realized.sandbox = false;
+                realized.sandbox_broken = false;
                 realized.containers.clear();
             }
             PodOp::UnmountVolumes => realized.volumes_mounted = false,
@@ -310,4 +312,16 @@ fn remains_of_an_unknown_pod_can_be_terminated_without_a_spec() {
         SECOND,
     );
     assert!(matches!(first.ops[0], PodOp::StopContainers { .. }));
+}
+
+#[test]
+fn a_sandbox_that_a_reboot_killed_is_removed_before_anything_starts() {
+    let mut realized = ready(vec![
+        record("a", 0, exited(137)),
+        record("b", 0, exited(137)),
+    ]);
+    realized.sandbox_broken = true;
+    let pod = pod(RestartPolicy::Always);
+    let first = plan_at(&pod, Goal::Run, &realized, &Backoff::default(), SECOND);
+    assert_eq!(first.ops, [PodOp::DetachNetwork, PodOp::RemoveSandbox]);
 }

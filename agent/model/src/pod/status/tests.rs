@@ -50,7 +50,7 @@ fn exited(code: i32) -> RecordState {
         started_at: at(10),
         finished_at: at(20),
         message: String::new(),
-        unknown: false,
+        kind: crate::pod::ExitKind::Process,
     })
 }
 
@@ -266,7 +266,7 @@ fn reasons_of_exits_are_what_kubectl_prints() {
     );
     assert_eq!(
         Exit {
-            unknown: true,
+            kind: crate::pod::ExitKind::Unknown,
             ..exit
         }
         .reason(),

@@ -1,0 +1,552 @@
+//! Configuration in two steps: what was written ([`RawConfig`]: flags, environment, file) and what it
+//! means ([`Config`], checked). Flags win over the environment, which wins over the file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+const DEFAULT_CLIENT_NAME: &str = "kube-apiserver-kubelet-client";
+
+/// Turns this Linux machine into a Kubernetes worker: runs pods through containerd, forwards their
+/// traffic and Services with eBPF.
+///
+/// It needs root, a running containerd, a bpffs, and a kubeconfig that identifies the node
+/// (`tholepin-control node-credentials` writes one). The only required option is --kubeconfig.
+/// Stopping the agent (SIGTERM) stops nothing else: pods keep running, traffic keeps flowing, and the
+/// next agent adopts both.
+#[derive(Clone, Debug, Default, Deserialize, Parser)]
+#[command(name = "tholepin-agent", version, max_term_width = 100)]
+#[command(
+    after_help = "Example:\n  tholepin-agent --kubeconfig /etc/tholepin/kubeconfig \\\n      \
+    --node-ip 172.30.0.11,fd00:30::11 \\\n      --tls-cert-file /etc/tholepin/kubelet.crt \
+    --tls-private-key-file /etc/tholepin/kubelet.key \\\n      --client-ca-file /etc/tholepin/ca.crt\n\n\
+    Every option can be set as an environment variable THOLEPIN_<OPTION> or in the file given with\n\
+    --config (YAML, the option names as keys).\n\nExit codes: 0 stopped by a signal, 1 failure, 64 wrong usage."
+)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RawConfig {
+    /// YAML file with the same names as the options
+    #[arg(long, env = "THOLEPIN_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Name of the Node object [default: the host name]
+    #[arg(long, env = "THOLEPIN_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// How to reach the API server, and as whom
+    #[arg(long, env = "THOLEPIN_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Addresses of this node, one per family [default: the address the API server is reached from]
+    #[arg(
+        long,
+        env = "THOLEPIN_NODE_IP",
+        value_name = "IP[,IP6]",
+        value_delimiter = ','
+    )]
+    pub node_ip: Vec<String>,
+    /// containerd's gRPC socket [default: /run/containerd/containerd.sock]
+    #[arg(long, env = "THOLEPIN_CONTAINERD_SOCKET", value_name = "PATH")]
+    pub containerd_socket: Option<PathBuf>,
+    /// Directory on a bpffs for pinned maps and links [default: /sys/fs/bpf/tholepin]
+    #[arg(long, env = "THOLEPIN_BPFFS_ROOT", value_name = "DIR")]
+    pub bpffs_root: Option<PathBuf>,
+    /// Journals and volumes; survives reboots [default: /var/lib/tholepin]
+    #[arg(long, env = "THOLEPIN_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Sockets and pinned namespaces [default: /run/tholepin]
+    #[arg(long, env = "THOLEPIN_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Container logs in CRI format [default: /var/log/pods]
+    #[arg(long, env = "THOLEPIN_LOG_DIR", value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Symbolic links to container logs [default: /var/log/containers]
+    #[arg(long, env = "THOLEPIN_CONTAINER_LOG_DIR", value_name = "DIR")]
+    pub container_log_dir: Option<PathBuf>,
+    /// Cgroup below which pods are put [default: /]
+    #[arg(long, env = "THOLEPIN_CGROUP_PARENT", value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// Where the kubelet API listens [default: 0.0.0.0]
+    #[arg(long, env = "THOLEPIN_ADDRESS", value_name = "IP")]
+    pub address: Option<String>,
+    /// Port of the kubelet API [default: 10250]
+    #[arg(long, env = "THOLEPIN_PORT", value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Serving certificate of the kubelet API (PEM); with none, the API is not served
+    #[arg(long, env = "THOLEPIN_TLS_CERT_FILE", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// Key of the serving certificate (PEM)
+    #[arg(long, env = "THOLEPIN_TLS_PRIVATE_KEY_FILE", value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// CA that signs clients of the kubelet API (PEM)
+    #[arg(long, env = "THOLEPIN_CLIENT_CA_FILE", value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    /// The one client (certificate CN) that may use the kubelet API
+    /// [default: kube-apiserver-kubelet-client]
+    #[arg(long, env = "THOLEPIN_AUTHORIZED_CLIENT_NAME", value_name = "CN")]
+    pub authorized_client_name: Option<String>,
+    /// Port of /healthz on 127.0.0.1; 0 turns it off [default: 10248]
+    #[arg(long, env = "THOLEPIN_HEALTHZ_PORT", value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// UDP port of the overlay between nodes [default: 8472]
+    #[arg(long, env = "THOLEPIN_VXLAN_PORT", value_name = "PORT")]
+    pub vxlan_port: Option<u16>,
+    /// Pod ranges of the cluster [default: 10.244.0.0/16,fd00:10:244::/56]
+    #[arg(
+        long,
+        env = "THOLEPIN_CLUSTER_CIDR",
+        value_name = "CIDR[,CIDR6]",
+        value_delimiter = ','
+    )]
+    pub cluster_cidr: Vec<String>,
+    /// Service ranges of the cluster [default: 10.96.0.0/16,fd00:10:96::/112]
+    #[arg(
+        long,
+        env = "THOLEPIN_SERVICE_CLUSTER_IP_RANGE",
+        value_name = "CIDR[,CIDR6]",
+        value_delimiter = ','
+    )]
+    pub service_cluster_ip_range: Vec<String>,
+    /// Registry to speak plain HTTP with (repeatable); loopback always is
+    #[arg(
+        long,
+        env = "THOLEPIN_PLAIN_HTTP_REGISTRY",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
+    pub plain_http_registry: Vec<String>,
+    /// Most pods this node takes [default: 110]
+    #[arg(long, env = "THOLEPIN_MAX_PODS", value_name = "N")]
+    pub max_pods: Option<u32>,
+    /// Name servers of pods with dnsPolicy ClusterFirst; with none they get the node's own
+    #[arg(
+        long,
+        env = "THOLEPIN_CLUSTER_DNS",
+        value_name = "IP",
+        value_delimiter = ','
+    )]
+    pub cluster_dns: Vec<String>,
+    /// Domain of the cluster [default: cluster.local]
+    #[arg(long, env = "THOLEPIN_CLUSTER_DOMAIN", value_name = "NAME")]
+    pub cluster_domain: Option<String>,
+    /// Resolver configuration that pods inherit [default: /etc/resolv.conf]
+    #[arg(long, env = "THOLEPIN_RESOLV_CONF", value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+    /// What is logged to standard error: error, warn, info, debug, trace, or a tracing filter
+    /// [default: info]
+    #[arg(long, env = "THOLEPIN_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// Where the kubelet API listens and whom it trusts.
+#[derive(Clone, Debug)]
+pub struct KubeletApiConfig {
+    pub listen: SocketAddr,
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    pub client_ca: PathBuf,
+    pub authorized_client_name: String,
+}
+
+/// Checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    pub kubeconfig: PathBuf,
+    /// Empty: ask the kernel which address the API server is reached from.
+    pub node_addresses: Vec<IpAddr>,
+    pub containerd_socket: PathBuf,
+    pub bpffs_root: PathBuf,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub log_dir: PathBuf,
+    pub container_log_dir: PathBuf,
+    pub cgroup_parent: String,
+    pub port: u16,
+    pub kubelet_api: Option<KubeletApiConfig>,
+    pub healthz_port: u16,
+    pub vxlan_port: u16,
+    pub cluster_ranges: Vec<IpNet>,
+    pub service_ranges: Vec<IpNet>,
+    pub plain_http_registries: Vec<String>,
+    pub max_pods: u32,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    pub resolv_conf: PathBuf,
+    pub log_filter: String,
+}
+
+/// What is wrong with the configuration. Exit code 64.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("failed to read the configuration file {path}")]
+    ReadFile {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration file {path} is not valid")]
+    ParseFile {
+        path: PathBuf,
+        source: serde_yaml_ng::Error,
+    },
+    #[error("--kubeconfig is required: it says how to reach the API server, and as which node")]
+    NoKubeconfig,
+    #[error("--kubeconfig {path}: no such file")]
+    MissingKubeconfig { path: PathBuf },
+    #[error("the host name of this machine cannot be used as node name; set --node-name")]
+    NoHostName,
+    #[error(
+        "--node-name {name:?} is not a valid name: lower case letters, digits, '-' and '.', at most 253"
+    )]
+    NodeName { name: String },
+    #[error("--{option} {value:?}: {message}")]
+    Value {
+        option: &'static str,
+        value: String,
+        message: String,
+    },
+    #[error("--node-ip takes at most one IPv4 and one IPv6 address, got {value}")]
+    NodeAddresses { value: String },
+    #[error(
+        "the kubelet API needs --tls-cert-file, --tls-private-key-file and --client-ca-file together; missing: {missing}"
+    )]
+    IncompleteTls { missing: String },
+}
+
+impl RawConfig {
+    /// Fills what flags and environment left open from the file of `--config`.
+    pub fn with_file(self) -> Result<Self, ConfigError> {
+        let Some(path) = self.config.clone() else {
+            return Ok(self);
+        };
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::ReadFile {
+            path: path.clone(),
+            source,
+        })?;
+        let file: Self = serde_yaml_ng::from_str(&text)
+            .map_err(|source| ConfigError::ParseFile { path, source })?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, other: Self) -> Self {
+        fn first<T>(one: Vec<T>, two: Vec<T>) -> Vec<T> {
+            if one.is_empty() { two } else { one }
+        }
+        Self {
+            config: self.config,
+            node_name: self.node_name.or(other.node_name),
+            kubeconfig: self.kubeconfig.or(other.kubeconfig),
+            node_ip: first(self.node_ip, other.node_ip),
+            containerd_socket: self.containerd_socket.or(other.containerd_socket),
+            bpffs_root: self.bpffs_root.or(other.bpffs_root),
+            state_dir: self.state_dir.or(other.state_dir),
+            run_dir: self.run_dir.or(other.run_dir),
+            log_dir: self.log_dir.or(other.log_dir),
+            container_log_dir: self.container_log_dir.or(other.container_log_dir),
+            cgroup_parent: self.cgroup_parent.or(other.cgroup_parent),
+            address: self.address.or(other.address),
+            port: self.port.or(other.port),
+            tls_cert_file: self.tls_cert_file.or(other.tls_cert_file),
+            tls_private_key_file: self.tls_private_key_file.or(other.tls_private_key_file),
+            client_ca_file: self.client_ca_file.or(other.client_ca_file),
+            authorized_client_name: self.authorized_client_name.or(other.authorized_client_name),
+            healthz_port: self.healthz_port.or(other.healthz_port),
+            vxlan_port: self.vxlan_port.or(other.vxlan_port),
+            cluster_cidr: first(self.cluster_cidr, other.cluster_cidr),
+            service_cluster_ip_range: first(
+                self.service_cluster_ip_range,
+                other.service_cluster_ip_range,
+            ),
+            plain_http_registry: first(self.plain_http_registry, other.plain_http_registry),
+            max_pods: self.max_pods.or(other.max_pods),
+            cluster_dns: first(self.cluster_dns, other.cluster_dns),
+            cluster_domain: self.cluster_domain.or(other.cluster_domain),
+            resolv_conf: self.resolv_conf.or(other.resolv_conf),
+            log: self.log.or(other.log),
+        }
+    }
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+        let kubeconfig = raw.kubeconfig.clone().ok_or(ConfigError::NoKubeconfig)?;
+        if !kubeconfig.is_file() {
+            return Err(ConfigError::MissingKubeconfig { path: kubeconfig });
+        }
+        let node_name = node_name(raw.node_name.clone())?;
+        let node_addresses: Vec<IpAddr> = parse_all("node-ip", &raw.node_ip)?;
+        let families = node_addresses
+            .iter()
+            .filter(|address| address.is_ipv4())
+            .count();
+        if families > 1 || node_addresses.len() - families > 1 {
+            return Err(ConfigError::NodeAddresses {
+                value: raw.node_ip.join(","),
+            });
+        }
+        let cgroup_parent = raw.cgroup_parent.clone().unwrap_or_else(|| "/".to_owned());
+        if !cgroup_parent.starts_with('/') || cgroup_parent.split('/').any(|part| part == "..") {
+            return Err(ConfigError::Value {
+                option: "cgroup-parent",
+                value: cgroup_parent,
+                message: "must be an absolute path without `..`".to_owned(),
+            });
+        }
+        let port = raw.port.unwrap_or(10250);
+        let path = |path: &Option<PathBuf>, default: &str| {
+            path.clone().unwrap_or_else(|| PathBuf::from(default))
+        };
+        Ok(Self {
+            node_addresses,
+            containerd_socket: path(&raw.containerd_socket, "/run/containerd/containerd.sock"),
+            bpffs_root: path(&raw.bpffs_root, "/sys/fs/bpf/tholepin"),
+            state_dir: path(&raw.state_dir, "/var/lib/tholepin"),
+            run_dir: path(&raw.run_dir, "/run/tholepin"),
+            log_dir: path(&raw.log_dir, "/var/log/pods"),
+            container_log_dir: path(&raw.container_log_dir, "/var/log/containers"),
+            resolv_conf: path(&raw.resolv_conf, "/etc/resolv.conf"),
+            kubelet_api: kubelet_api(&raw, port)?,
+            healthz_port: raw.healthz_port.unwrap_or(10248),
+            vxlan_port: raw.vxlan_port.unwrap_or(8472),
+            cluster_ranges: ranges(
+                "cluster-cidr",
+                &raw.cluster_cidr,
+                &["10.244.0.0/16", "fd00:10:244::/56"],
+            )?,
+            service_ranges: ranges(
+                "service-cluster-ip-range",
+                &raw.service_cluster_ip_range,
+                &["10.96.0.0/16", "fd00:10:96::/112"],
+            )?,
+            cluster_dns: parse_all("cluster-dns", &raw.cluster_dns)?,
+            max_pods: raw.max_pods.unwrap_or(110),
+            cluster_domain: raw
+                .cluster_domain
+                .unwrap_or_else(|| "cluster.local".to_owned()),
+            log_filter: raw.log.unwrap_or_else(|| "info".to_owned()),
+            plain_http_registries: raw.plain_http_registry,
+            node_name,
+            kubeconfig,
+            cgroup_parent,
+            port,
+        })
+    }
+}
+
+fn node_name(given: Option<String>) -> Result<String, ConfigError> {
+    let name = match given {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .map(|name| name.to_lowercase())
+            .ok_or(ConfigError::NoHostName)?,
+    };
+    let is_valid = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|label| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        });
+    if is_valid {
+        Ok(name)
+    } else {
+        Err(ConfigError::NodeName { name })
+    }
+}
+
+fn parse_all<T>(option: &'static str, values: &[String]) -> Result<Vec<T>, ConfigError>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    values
+        .iter()
+        .map(|value| {
+            value
+                .trim()
+                .parse()
+                .map_err(|error: T::Err| ConfigError::Value {
+                    option,
+                    value: value.clone(),
+                    message: error.to_string(),
+                })
+        })
+        .collect()
+}
+
+fn ranges(
+    option: &'static str,
+    values: &[String],
+    defaults: &[&str],
+) -> Result<Vec<IpNet>, ConfigError> {
+    if values.is_empty() {
+        let defaults: Vec<String> = defaults.iter().map(|text| (*text).to_owned()).collect();
+        return parse_all(option, &defaults);
+    }
+    parse_all(option, values)
+}
+
+fn kubelet_api(raw: &RawConfig, port: u16) -> Result<Option<KubeletApiConfig>, ConfigError> {
+    let address = raw.address.as_deref().unwrap_or("0.0.0.0");
+    let address: IpAddr = parse_all("address", &[address.to_owned()])?[0];
+    match (
+        &raw.tls_cert_file,
+        &raw.tls_private_key_file,
+        &raw.client_ca_file,
+    ) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(private_key), Some(client_ca)) => Ok(Some(KubeletApiConfig {
+            listen: SocketAddr::new(address, port),
+            certificate: certificate.clone(),
+            private_key: private_key.clone(),
+            client_ca: client_ca.clone(),
+            authorized_client_name: raw
+                .authorized_client_name
+                .clone()
+                .unwrap_or_else(|| DEFAULT_CLIENT_NAME.to_owned()),
+        })),
+        (certificate, private_key, client_ca) => {
+            let missing: Vec<&str> = [
+                ("--tls-cert-file", certificate),
+                ("--tls-private-key-file", private_key),
+                ("--client-ca-file", client_ca),
+            ]
+            .into_iter()
+            .filter(|(_, path): &(&str, &Option<PathBuf>)| path.is_none())
+            .map(|(name, _)| name)
+            .collect();
+            Err(ConfigError::IncompleteTls {
+                missing: missing.join(", "),
+            })
+        }
+    }
+}
+
+impl Config {
+    /// Directory of one pod's volumes, files and journal.
+    #[must_use]
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods_dir().join(uid)
+    }
+
+    #[must_use]
+    pub fn pods_dir(&self) -> PathBuf {
+        self.state_dir.join("pods")
+    }
+
+    /// Log file of one attempt, in the kubelet's layout.
+    #[must_use]
+    pub fn log_path(
+        &self,
+        pod: &crate::runtime::PodIdentity,
+        container: &str,
+        attempt: u32,
+    ) -> PathBuf {
+        let directory = format!("{}_{}_{}", pod.namespace, pod.name, pod.uid);
+        self.log_dir
+            .join(directory)
+            .join(container)
+            .join(format!("{attempt}.log"))
+    }
+}
+
+/// Whether a path given by API data may become part of one of our paths.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name != "."
+        && name != ".."
+        && !Path::new(name).components().nth(1).is_some()
+        && !name.contains('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn kubeconfig() -> tempfile::NamedTempFile {
+        tempfile::NamedTempFile::new().unwrap()
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let file = kubeconfig();
+        let kubeconfig = file.path().to_str().unwrap();
+        let mut all = vec![
+            "tholepin-agent",
+            "--kubeconfig",
+            kubeconfig,
+            "--node-name",
+            "n1",
+        ];
+        all.extend(arguments);
+        Config::try_from(RawConfig::try_parse_from(all).unwrap())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        RawConfig::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = parse(&["--node-ip", "172.30.0.11,fd00:30::11"]).unwrap();
+        assert_eq!(
+            (config.port, config.healthz_port, config.max_pods),
+            (10250, 10248, 110)
+        );
+        assert_eq!(config.node_addresses.len(), 2);
+        assert!(config.kubelet_api.is_none());
+        assert_eq!(config.cluster_ranges.len(), 2);
+    }
+
+    #[test]
+    fn wrong_values_name_the_option_and_the_value() {
+        for (arguments, text) in [
+            (vec!["--node-ip", "nowhere"], "--node-ip \"nowhere\""),
+            (vec!["--node-ip", "1.1.1.1,1.1.1.2"], "at most one IPv4"),
+            (vec!["--cgroup-parent", "a/b"], "--cgroup-parent \"a/b\""),
+            (
+                vec!["--tls-cert-file", "x"],
+                "missing: --tls-private-key-file, --client-ca-file",
+            ),
+            (vec!["--cluster-cidr", "10.0.0.0"], "--cluster-cidr"),
+        ] {
+            let error = parse(&arguments).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+        assert!(matches!(
+            node_name(Some("Bad_Name".into())),
+            Err(ConfigError::NodeName { .. })
+        ));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "max-pods: 5\nport: 1234\ncluster-dns: [10.96.0.10]\n",
+        )
+        .unwrap();
+        let path = file.path().to_str().unwrap();
+        let raw = RawConfig::try_parse_from(["a", "--config", path, "--port", "999"]).unwrap();
+        let merged = raw.with_file().unwrap();
+        assert_eq!((merged.max_pods, merged.port), (Some(5), Some(999)));
+        std::fs::write(file.path(), "no-such-option: 5\n").unwrap();
+        let raw = RawConfig::try_parse_from(["a", "--config", path]).unwrap();
+        assert!(matches!(
+            raw.with_file(),
+            Err(ConfigError::ParseFile { .. })
+        ));
+    }
+}

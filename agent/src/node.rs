@@ -1,0 +1,437 @@
+//! This machine as a Node object: registration, status every 10 s (written on change or every 5 min),
+//! and the Lease that says it is alive.
+
+pub mod facts;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::facts::{MachineFacts, Pressure};
+use crate::errors::chain;
+use crate::events::{Recorder, Severity, Subject};
+use crate::network::PodNetwork;
+use crate::reconcile::pods::runtime_view::RuntimeView;
+use crate::runtime::Runtime;
+use crate::time::{rfc3339, rfc3339_micro};
+
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(300);
+const LEASE_SECONDS: u32 = 40;
+const LEASE_INTERVAL: Duration = Duration::from_secs(10);
+const MIN_RETRY: Duration = Duration::from_millis(200);
+const MAX_RETRY: Duration = Duration::from_secs(7);
+const MAX_IMAGES: usize = 50;
+
+/// What a Node is made of.
+pub struct NodeContext {
+    pub client: Client,
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub port: u16,
+    pub max_pods: u32,
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Arc<dyn PodNetwork>,
+    pub view: RuntimeView,
+    pub recorder: Recorder,
+    pub facts: MachineFacts,
+    pub heartbeat: watch::Receiver<Instant>,
+}
+
+impl std::fmt::Debug for NodeContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeContext")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One condition with its transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NodeCondition {
+    kind: &'static str,
+    status: bool,
+    reason: String,
+    message: String,
+    transition: SystemTime,
+}
+
+/// Registers, then reports status until cancelled. Waits for the API server as long as it takes.
+pub async fn run(context: Arc<NodeContext>, cancel: CancellationToken) {
+    cancel.run_until_cancelled(report(context)).await;
+}
+
+async fn report(context: Arc<NodeContext>) {
+    let mut delay = MIN_RETRY;
+    let node = loop {
+        match register(&context).await {
+            Ok(node) => break node,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the node is not registered yet, trying again");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(MAX_RETRY);
+            }
+        }
+    };
+    // Upstream uses the node's name as UID in events about it; kubectl describe looks for that.
+    let subject = Subject {
+        kind: "Node",
+        namespace: String::new(),
+        name: context.name.clone(),
+        uid: context.name.clone(),
+        field_path: None,
+    };
+    context.recorder.record(
+        subject.clone(),
+        Severity::Normal,
+        "Starting",
+        "Starting kubelet.",
+    );
+    let mut conditions: Vec<NodeCondition> = previous_conditions(&node);
+    let mut written: Option<(Value, Instant)> = None;
+    let mut first = true;
+    loop {
+        let fresh = conditions_now(&context, &conditions).await;
+        for (reason, status) in [("NodeReady", true), ("NodeNotReady", false)] {
+            let was = conditions
+                .iter()
+                .find(|c| c.kind == "Ready")
+                .map(|c| c.status);
+            let is = fresh
+                .iter()
+                .find(|c| c.kind == "Ready")
+                .is_some_and(|c| c.status);
+            if is == status && was != Some(is) && (was.is_some() || is) {
+                let message = format!("Node {} status is now: {reason}", context.name);
+                context
+                    .recorder
+                    .record(subject.clone(), Severity::Normal, reason, message);
+            }
+        }
+        conditions = fresh;
+        let status = status_of(&context, &conditions).await;
+        let due = written
+            .as_ref()
+            .is_none_or(|(value, at)| *value != status || at.elapsed() >= REPORT_INTERVAL);
+        let mut wait = STATUS_INTERVAL;
+        if due {
+            match write_status(&context, &status).await {
+                Ok(()) => {
+                    written = Some((status, Instant::now()));
+                    if first {
+                        first = false;
+                        tracing::info!(node = %context.name, "node registered");
+                    }
+                }
+                Err(kube::Error::Api(answer)) if answer.code == 404 => {
+                    tracing::warn!(node = %context.name, "the Node object was deleted, registering again");
+                    if let Err(error) = register(&context).await {
+                        tracing::warn!(error = %chain(&error), "registration failed");
+                    }
+                    written = None;
+                    wait = Duration::from_secs(1);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "node status not written, trying again");
+                    wait = Duration::from_secs(1);
+                }
+            }
+        }
+        // Readiness must not wait for the timer while the node is coming up.
+        let ready = conditions
+            .iter()
+            .any(|condition| condition.kind == "Ready" && condition.status);
+        tokio::time::sleep(if ready {
+            wait
+        } else {
+            wait.min(Duration::from_secs(1))
+        })
+        .await;
+    }
+}
+
+fn labels(context: &NodeContext) -> Value {
+    let arch = context.facts.architecture;
+    json!({
+        "kubernetes.io/hostname": context.name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": arch,
+        "beta.kubernetes.io/os": "linux",
+        "beta.kubernetes.io/arch": arch,
+    })
+}
+
+async fn register(context: &NodeContext) -> Result<Node, kube::Error> {
+    let api: Api<Node> = Api::all(context.client.clone());
+    let object: Node = serde_json::from_value(json!({
+        "metadata": {"name": context.name, "labels": labels(context)},
+        "spec": {},
+    }))
+    .expect("a node of our own making is valid");
+    match api.create(&PostParams::default(), &object).await {
+        Ok(node) => return Ok(node),
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(error),
+    }
+    let patch = json!({"metadata": {"labels": labels(context)}});
+    api.patch(
+        &context.name,
+        &PatchParams::default(),
+        &Patch::Merge(&patch),
+    )
+    .await
+}
+
+fn previous_conditions(node: &Node) -> Vec<NodeCondition> {
+    const KINDS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .filter_map(|condition| {
+            let kind = KINDS.into_iter().find(|kind| *kind == condition.type_)?;
+            let transition = condition
+                .last_transition_time
+                .as_ref()
+                .map(crate::time::system_time);
+            Some(NodeCondition {
+                kind,
+                status: condition.status == "True",
+                reason: condition.reason.clone().unwrap_or_default(),
+                message: condition.message.clone().unwrap_or_default(),
+                transition: transition.unwrap_or_else(SystemTime::now),
+            })
+        })
+        .collect()
+}
+
+async fn conditions_now(context: &NodeContext, before: &[NodeCondition]) -> Vec<NodeCondition> {
+    let Pressure { memory, disk, pid } = context.facts.pressure();
+    let mut problems = Vec::new();
+    let runtime_error = context.view.subscribe().borrow().error.clone();
+    if let Some(error) = runtime_error {
+        problems.push(format!("container runtime is down: {error}"));
+    }
+    if let Err(error) = context.network.ready().await {
+        let error = chain(&error);
+        problems.push(format!("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{error}"));
+    }
+    if let Some(problem) = crate::observe::healthz::problem(*context.heartbeat.borrow()) {
+        problems.push(problem);
+    }
+    let ready = problems.is_empty();
+    let ready_message = if ready {
+        "kubelet is posting ready status".to_owned()
+    } else {
+        problems.join(", ")
+    };
+    let text = |bad: bool, what: &str, reason: &str| {
+        if bad {
+            (
+                format!("KubeletHas{reason}Pressure"),
+                format!("kubelet has {what} pressure"),
+            )
+        } else {
+            (String::new(), String::new())
+        }
+    };
+    let or = |pair: (String, String), reason: &str, message: &str| {
+        if pair.0.is_empty() {
+            (reason.to_owned(), message.to_owned())
+        } else {
+            pair
+        }
+    };
+    let memory_text = or(
+        text(memory, "insufficient memory", "InsufficientMemory"),
+        "KubeletHasSufficientMemory",
+        "kubelet has sufficient memory available",
+    );
+    let disk_text = or(
+        text(disk, "disk", "Disk"),
+        "KubeletHasNoDiskPressure",
+        "kubelet has no disk pressure",
+    );
+    let pid_text = or(
+        text(pid, "insufficient PID", "InsufficientPID"),
+        "KubeletHasSufficientPID",
+        "kubelet has sufficient PID available",
+    );
+    let ready_reason = if ready {
+        "KubeletReady"
+    } else {
+        "KubeletNotReady"
+    };
+    [
+        ("MemoryPressure", memory, memory_text),
+        ("DiskPressure", disk, disk_text),
+        ("PIDPressure", pid, pid_text),
+        ("Ready", ready, (ready_reason.to_owned(), ready_message)),
+    ]
+    .into_iter()
+    .map(|(kind, status, (reason, message))| {
+        let old = before.iter().find(|c| c.kind == kind && c.status == status);
+        let transition = old.map_or_else(SystemTime::now, |old| old.transition);
+        NodeCondition {
+            kind,
+            status,
+            reason,
+            message,
+            transition,
+        }
+    })
+    .collect()
+}
+
+async fn status_of(context: &NodeContext, conditions: &[NodeCondition]) -> Value {
+    let facts = &context.facts;
+    let resources = json!({
+        "cpu": facts.cpu_count.to_string(),
+        "memory": format!("{}Ki", facts.memory_bytes / 1024),
+        "ephemeral-storage": format!("{}Ki", facts.disk_bytes / 1024),
+        "pods": context.max_pods.to_string(),
+        "hugepages-1Gi": "0",
+        "hugepages-2Mi": "0",
+    });
+    let mut allocatable = resources.clone();
+    // The kubelet's default hard eviction threshold is kept free.
+    let kept_free = 100 * 1024 * 1024;
+    allocatable["memory"] = json!(format!(
+        "{}Ki",
+        facts.memory_bytes.saturating_sub(kept_free) / 1024
+    ));
+    allocatable["ephemeral-storage"] = json!((facts.disk_bytes / 10 * 9).to_string());
+    let mut addresses: Vec<Value> = context
+        .addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": context.name}));
+    let runtime_version = match context.runtime.version().await {
+        Ok(version) => version,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "no runtime version");
+            "containerd://unknown".to_owned()
+        }
+    };
+    json!({
+        "capacity": resources,
+        "allocatable": allocatable,
+        "addresses": addresses,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": context.port}},
+        "nodeInfo": {
+            "machineID": facts.machine_id,
+            "systemUUID": facts.system_uuid,
+            "bootID": facts.boot_id,
+            "kernelVersion": facts.kernel_version,
+            "osImage": facts.os_image,
+            "containerRuntimeVersion": runtime_version,
+            "kubeletVersion": format!("v1.35.0-tholepin.{}", env!("CARGO_PKG_VERSION")),
+            "kubeProxyVersion": "",
+            "operatingSystem": "linux",
+            "architecture": facts.architecture,
+        },
+        "images": images(context).await,
+        "conditions": conditions.iter().map(|condition| json!({
+            "type": condition.kind,
+            "status": if condition.status { "True" } else { "False" },
+            "reason": condition.reason,
+            "message": condition.message,
+            "lastTransitionTime": rfc3339(condition.transition),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+async fn images(context: &NodeContext) -> Value {
+    let mut images = context.runtime.images().await.unwrap_or_default();
+    images.sort_by(|a, b| (b.size_bytes, &a.reference).cmp(&(a.size_bytes, &b.reference)));
+    images.truncate(MAX_IMAGES);
+    images
+        .into_iter()
+        .map(|image| {
+            let mut names = vec![image.reference];
+            if image.id.contains('@') {
+                names.insert(0, image.id);
+            }
+            json!({"names": names, "sizeBytes": image.size_bytes})
+        })
+        .collect()
+}
+
+async fn write_status(context: &NodeContext, status: &Value) -> Result<(), kube::Error> {
+    let mut status = status.clone();
+    // The heartbeat is added last: it alone is no change.
+    let now = rfc3339(SystemTime::now());
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        condition["lastHeartbeatTime"] = json!(now);
+    }
+    let api: Api<Node> = Api::all(context.client.clone());
+    let patch = json!({"status": status});
+    let parameters = PatchParams::default();
+    // Strategic: conditions of others (a cloud provider's NetworkUnavailable) stay.
+    api.patch_status(&context.name, &parameters, &Patch::Strategic(&patch))
+        .await
+        .map(drop)
+}
+
+/// Renews the node's Lease until cancelled.
+pub async fn run_lease(client: Client, name: String, cancel: CancellationToken) {
+    let renew_for_ever = async {
+        let api: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+        let mut delay = MIN_RETRY;
+        loop {
+            match renew(&api, &name).await {
+                Ok(()) => {
+                    delay = MIN_RETRY;
+                    tokio::time::sleep(LEASE_INTERVAL).await;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "lease not renewed, trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(MAX_RETRY);
+                }
+            }
+        }
+    };
+    cancel.run_until_cancelled(renew_for_ever).await;
+}
+
+async fn renew(api: &Api<Lease>, name: &str) -> Result<(), kube::Error> {
+    let now = rfc3339_micro(SystemTime::now());
+    let spec = json!({
+        "holderIdentity": name,
+        "leaseDurationSeconds": LEASE_SECONDS,
+        "renewTime": now,
+    });
+    let patch = json!({"spec": spec});
+    match api
+        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+    {
+        Ok(_) => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(error),
+    }
+    let lease: Lease = serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "kube-node-lease"},
+        "spec": spec,
+    }))
+    .expect("a lease of our own making is valid");
+    match api.create(&PostParams::default(), &lease).await {
+        // 409: somebody was faster; the next renewal patches it.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,362 @@
+//! All pods of the node: one worker per pod UID, from its first sight until nothing of it is left.
+//!
+//! The dispatcher compares three lists: what the API wants, what the runtime has, what the journal
+//! remembers. It gives every pod one worker and ends pods nobody wants; that only after the API was
+//! read whole, and in two passes, so that a half-seen cluster deletes nothing.
+
+mod apply;
+mod container_spec;
+mod image;
+mod records;
+pub mod runtime_view;
+mod sources;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::runtime_view::{RuntimeView, Snapshot};
+use self::worker::{Worker, WorkerInput};
+use crate::config::Config;
+use crate::errors::chain;
+use crate::events::Recorder;
+use crate::journal::{self, PodJournal};
+use crate::network::PodNetwork;
+use crate::observe::metrics::Metrics;
+use crate::runtime::{PodIdentity, Runtime};
+use crate::status::PodApi;
+use crate::time::Clock;
+use crate::volumes::pod_files::DnsSettings;
+use crate::watch::objects::Objects;
+use crate::watch::pods::{PodObject, PodsView, parse};
+use crate::watch::service_links::ServiceLinks;
+
+/// What workers share.
+pub struct Context {
+    pub config: Arc<Config>,
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Arc<dyn PodNetwork>,
+    pub objects: Arc<dyn Objects>,
+    pub pod_api: Arc<dyn PodApi>,
+    pub recorder: Recorder,
+    pub metrics: Metrics,
+    pub clock: Clock,
+    pub view: RuntimeView,
+    pub links: watch::Receiver<ServiceLinks>,
+    /// Starts at the same time: about twice the cores, more only makes all of them slower.
+    pub permits: Arc<Semaphore>,
+    pub host_addresses: Vec<IpAddr>,
+    pub dns: DnsSettings,
+    pub node_memory_bytes: i64,
+    pub node_cpu_milli: i64,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+/// How long the API may be silent at start before pods run from the journal.
+const OFFLINE_AFTER: Duration = Duration::from_secs(5);
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+struct Entry {
+    input: watch::Sender<WorkerInput>,
+}
+
+struct Dispatcher {
+    context: Arc<Context>,
+    workers: BTreeMap<String, Entry>,
+    tasks: JoinSet<String>,
+    /// Finished pods that the API still shows: not to be started again.
+    finished: BTreeSet<String>,
+    /// Passes in which nobody wanted a pod.
+    unwanted: BTreeMap<String, u8>,
+}
+
+/// Runs until cancelled; then leaves everything running.
+pub async fn run(
+    context: Arc<Context>,
+    mut view: watch::Receiver<PodsView>,
+    heartbeat: watch::Sender<Instant>,
+    cancel: CancellationToken,
+) {
+    // Nothing is done before the runtime was read: a worker must not start what is running.
+    let first = tokio::select! {
+        () = cancel.cancelled() => return,
+        first = beating(context.view.fresh(1), &heartbeat) => first,
+    };
+    tracing::info!(sandboxes = first.sandboxes.len(), "runtime read");
+    let mut dispatcher = Dispatcher {
+        context,
+        workers: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        finished: BTreeSet::new(),
+        unwanted: BTreeMap::new(),
+    };
+    let synced = async {
+        let synced = tokio::time::timeout(OFFLINE_AFTER, view.wait_for(|view| view.synced)).await;
+        matches!(synced, Ok(Ok(_)))
+    };
+    let offline = tokio::select! {
+        () = cancel.cancelled() => return,
+        synced = synced => !synced,
+    };
+    if offline {
+        tracing::warn!("the API server does not answer: running pods from the journal");
+        dispatcher.start_from_journal().await;
+    }
+    let mut snapshots = dispatcher.context.view.subscribe();
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let pods = view.borrow_and_update().clone();
+        dispatcher.dispatch(&pods).await;
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            changed = view.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+            }
+            Some(ended) = dispatcher.tasks.join_next(), if !dispatcher.tasks.is_empty() => {
+                dispatcher.ended(ended);
+            }
+            _ = housekeeping.tick() => {
+                heartbeat.send_replace(Instant::now());
+                let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                let pods = view.borrow().clone();
+                dispatcher.housekeeping(&pods, &snapshot).await;
+            }
+        }
+    }
+    // Aborting a worker between two steps is what a crash does too; the next agent goes on.
+    dispatcher.tasks.shutdown().await;
+}
+
+/// Awaits something slow that is not a stand-still of ours.
+async fn beating<T>(future: impl Future<Output = T>, heartbeat: &watch::Sender<Instant>) -> T {
+    tokio::pin!(future);
+    loop {
+        match tokio::time::timeout(HOUSEKEEPING, &mut future).await {
+            Ok(value) => return value,
+            Err(_) => drop(heartbeat.send_replace(Instant::now())),
+        }
+    }
+}
+
+impl Dispatcher {
+    async fn dispatch(&mut self, view: &PodsView) {
+        if !view.synced {
+            return;
+        }
+        self.finished.retain(|uid| view.pods.contains_key(uid));
+        for (uid, object) in &view.pods {
+            self.unwanted.remove(uid);
+            if self.finished.contains(uid) {
+                continue;
+            }
+            match self.workers.get(uid) {
+                Some(entry) => {
+                    let changed = entry.input.send_if_modified(|input| {
+                        let same = input
+                            .object
+                            .as_ref()
+                            .is_some_and(|old| Arc::ptr_eq(old, object));
+                        input.object = Some(Arc::clone(object));
+                        !same
+                    });
+                    if changed {
+                        self.admit(object).await;
+                    }
+                }
+                None => {
+                    self.admit(object).await;
+                    let input = WorkerInput {
+                        object: Some(Arc::clone(object)),
+                        removed: None,
+                    };
+                    self.spawn(identity(object), input);
+                }
+            }
+        }
+        // What the API said it deleted, at once; what is only missing waits for housekeeping.
+        let gone: Vec<(String, Option<u64>)> = self
+            .workers
+            .keys()
+            .filter(|uid| !view.pods.contains_key(*uid))
+            .filter_map(|uid| Some((uid.clone(), view.deletion(uid)?)))
+            .collect();
+        for (uid, grace) in gone {
+            self.remove(&uid, grace.map(Duration::from_secs));
+        }
+    }
+
+    /// Journals the spec before anything is made for it.
+    async fn admit(&self, object: &Arc<PodObject>) {
+        let journal = PodJournal::new(self.context.config.pod_dir(&object.pod.uid));
+        let api_object = Arc::clone(&object.object);
+        let written = tokio::task::spawn_blocking(move || journal.write_pod(&api_object)).await;
+        if let Ok(Err(error)) = written {
+            tracing::error!(pod = %object.pod.name, error = %chain(&error), "journal not written");
+        }
+    }
+
+    fn spawn(&mut self, identity: PodIdentity, input: WorkerInput) {
+        let uid = identity.uid.clone();
+        let (sender, receiver) = watch::channel(input);
+        let worker = Worker::new(Arc::clone(&self.context), identity, receiver);
+        self.workers.insert(uid.clone(), Entry { input: sender });
+        self.tasks.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+
+    fn remove(&mut self, uid: &str, grace: Option<Duration>) {
+        if let Some(entry) = self.workers.get(uid) {
+            entry.input.send_if_modified(|input| {
+                let news = input.removed.is_none();
+                input.removed = input.removed.or(Some(grace));
+                news
+            });
+        }
+    }
+
+    fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.workers.remove(&uid);
+                self.finished.insert(uid);
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                // One bad pod degrades itself only: its entry goes, and the next dispatch starts over.
+                tracing::error!(%error, "a pod worker panicked");
+                self.workers.retain(|_, entry| !entry.input.is_closed());
+            }
+        }
+    }
+
+    async fn journaled(&self) -> Vec<(String, Option<Arc<PodObject>>)> {
+        let pods_dir = self.context.config.pods_dir();
+        let config = Arc::clone(&self.context.config);
+        let read = tokio::task::spawn_blocking(move || {
+            let uids = journal::known_pods(&pods_dir).unwrap_or_else(|error| {
+                tracing::error!(error = %chain(&error), "the journal cannot be listed");
+                Vec::new()
+            });
+            uids.into_iter()
+                .map(|uid| {
+                    let object = PodJournal::new(config.pod_dir(&uid))
+                        .read_pod()
+                        .unwrap_or_else(|error| {
+                            tracing::error!(error = %chain(&error), "journal not readable");
+                            None
+                        })
+                        .and_then(|object| {
+                            let pod = parse::pod(&object).ok()?;
+                            Some(Arc::new(PodObject {
+                                pod,
+                                object: Arc::new(object),
+                            }))
+                        });
+                    (uid, object)
+                })
+                .collect()
+        });
+        read.await.unwrap_or_default()
+    }
+
+    async fn start_from_journal(&mut self) {
+        for (uid, object) in self.journaled().await {
+            if let Some(object) = object
+                && !self.workers.contains_key(&uid)
+            {
+                self.spawn(
+                    identity(&object),
+                    WorkerInput {
+                        object: Some(object),
+                        removed: None,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Ends what nobody wants, after two passes.
+    async fn housekeeping(&mut self, view: &PodsView, snapshot: &Snapshot) {
+        let containers = snapshot
+            .sandboxes
+            .values()
+            .flat_map(|sandbox| &sandbox.containers);
+        let running = containers.filter(|container| {
+            matches!(
+                container.state,
+                crate::runtime::ContainerState::Running { .. }
+            )
+        });
+        let running = u64::try_from(running.count()).unwrap_or(u64::MAX);
+        let pods = u64::try_from(snapshot.sandboxes.len()).unwrap_or(u64::MAX);
+        self.context.metrics.set_running(pods, running);
+        if !view.synced || snapshot.error.is_some() {
+            return;
+        }
+        let mut candidates: BTreeMap<String, Option<PodIdentity>> = BTreeMap::new();
+        for uid in self.workers.keys() {
+            candidates.insert(uid.clone(), None);
+        }
+        for sandbox in snapshot.sandboxes.values() {
+            candidates.insert(sandbox.pod.uid.clone(), Some(sandbox.pod.clone()));
+        }
+        let journaled: BTreeMap<String, Option<Arc<PodObject>>> =
+            self.journaled().await.into_iter().collect();
+        for uid in journaled.keys() {
+            candidates.entry(uid.clone()).or_insert(None);
+        }
+        candidates.retain(|uid, _| !view.pods.contains_key(uid));
+        self.unwanted.retain(|uid, _| candidates.contains_key(uid));
+        for (uid, known) in candidates {
+            let passes = self.unwanted.entry(uid.clone()).or_insert(0);
+            *passes = passes.saturating_add(1);
+            if *passes < 2 {
+                continue;
+            }
+            if self.workers.contains_key(&uid) {
+                self.remove(&uid, None);
+                continue;
+            }
+            let object = journaled.get(&uid).cloned().flatten();
+            let name = object.as_ref().map(|object| identity(object)).or(known);
+            let pod = name.unwrap_or_else(|| PodIdentity {
+                uid: uid.clone(),
+                namespace: String::new(),
+                name: String::new(),
+            });
+            tracing::info!(uid, pod = %pod.name, "removing a pod the API server does not know");
+            self.spawn(
+                pod,
+                WorkerInput {
+                    object,
+                    removed: Some(None),
+                },
+            );
+        }
+    }
+}
+
+fn identity(object: &Arc<PodObject>) -> PodIdentity {
+    PodIdentity {
+        uid: object.pod.uid.clone(),
+        namespace: object.pod.namespace.clone(),
+        name: object.pod.name.clone(),
+    }
+}

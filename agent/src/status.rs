@@ -1,0 +1,307 @@
+//! Writing pod status back to the API: latest wins, lost updates are retried, one writer per pod.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod as ApiPod;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tholepin_model::pod::Exit;
+use tholepin_model::pod::status::{ContainerState, PodStatus};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::errors::chain;
+use crate::runtime::PodIdentity;
+use crate::time::rfc3339;
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    Done,
+    /// The API has no such pod (any more), or another one of that name.
+    Gone,
+}
+
+/// Why a write failed and may be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation} of pod {pod}")]
+pub struct WriteError {
+    pub operation: &'static str,
+    pub pod: String,
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// The pods of the API, as the workers write to them. A fake stands in for it in tests.
+#[async_trait]
+pub trait PodApi: Send + Sync + 'static {
+    async fn patch_status(&self, pod: &PodIdentity, status: &Value) -> Result<Written, WriteError>;
+    /// Removes the object at once, if it is still this very pod.
+    async fn delete_now(&self, pod: &PodIdentity) -> Result<Written, WriteError>;
+}
+
+/// The real API.
+#[derive(Clone)]
+pub struct KubePodApi {
+    client: Client,
+}
+
+impl std::fmt::Debug for KubePodApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubePodApi").finish_non_exhaustive()
+    }
+}
+
+impl KubePodApi {
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    fn api(&self, pod: &PodIdentity) -> Api<ApiPod> {
+        Api::namespaced(self.client.clone(), &pod.namespace)
+    }
+}
+
+fn outcome<T>(
+    result: Result<T, kube::Error>,
+    operation: &'static str,
+    pod: &PodIdentity,
+) -> Result<Written, WriteError> {
+    match result {
+        Ok(_) => Ok(Written::Done),
+        // 409 is the UID check: another pod has taken the name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Written::Gone),
+        Err(error) => Err(WriteError {
+            operation,
+            pod: format!("{}/{}", pod.namespace, pod.name),
+            source: Box::new(error),
+        }),
+    }
+}
+
+#[async_trait]
+impl PodApi for KubePodApi {
+    async fn patch_status(&self, pod: &PodIdentity, status: &Value) -> Result<Written, WriteError> {
+        let patch = json!({"metadata": {"uid": pod.uid}, "status": status});
+        let api = self.api(pod);
+        let result = api
+            .patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
+        outcome(result, "write the status", pod)
+    }
+
+    async fn delete_now(&self, pod: &PodIdentity) -> Result<Written, WriteError> {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(pod.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        outcome(
+            self.api(pod).delete(&pod.name, &parameters).await,
+            "finish the deletion",
+            pod,
+        )
+    }
+}
+
+/// One pod's status on its way to the API.
+#[derive(Debug)]
+pub struct StatusWriter {
+    latest: watch::Sender<Option<Value>>,
+    delivered: watch::Receiver<Option<Value>>,
+    cancel: CancellationToken,
+}
+
+impl Drop for StatusWriter {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl StatusWriter {
+    /// Starts the writer's task; it ends when the writer is dropped.
+    pub fn spawn(api: std::sync::Arc<dyn PodApi>, pod: PodIdentity) -> Self {
+        let (latest, input) = watch::channel(None);
+        let (done, delivered) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let stop = cancel.clone();
+        tokio::spawn(async move {
+            stop.run_until_cancelled(write_all(api, pod, input, done))
+                .await;
+        });
+        Self {
+            latest,
+            delivered,
+            cancel,
+        }
+    }
+
+    /// Publishes a status; equal ones are not written twice.
+    pub fn set(&self, status: &PodStatus) {
+        let value = to_json(status);
+        self.latest.send_if_modified(|latest| {
+            if latest.as_ref() == Some(&value) {
+                return false;
+            }
+            *latest = Some(value);
+            true
+        });
+    }
+
+    /// Waits until the latest status has reached the API (or the pod is gone there).
+    pub async fn flushed(&mut self) {
+        let wanted = self.latest.borrow().clone();
+        // The task only ends with us; an error here would mean it has panicked, and there is nothing
+        // to wait for then.
+        self.delivered
+            .wait_for(|delivered| *delivered == wanted)
+            .await
+            .ok();
+    }
+}
+
+async fn write_all(
+    api: std::sync::Arc<dyn PodApi>,
+    pod: PodIdentity,
+    mut input: watch::Receiver<Option<Value>>,
+    done: watch::Sender<Option<Value>>,
+) {
+    let mut delay = MIN_DELAY;
+    while input.changed().await.is_ok() {
+        loop {
+            let Some(status) = input.borrow_and_update().clone() else {
+                break;
+            };
+            match api.patch_status(&pod, &status).await {
+                Ok(_) => {
+                    delay = MIN_DELAY;
+                    done.send_replace(Some(status));
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(pod = %pod.name, error = %chain(&error), "pod status not written, trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(MAX_DELAY);
+                }
+            }
+        }
+    }
+}
+
+const MIN_DELAY: Duration = Duration::from_millis(200);
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// The status as the API has it. Fields that are empty are `null`, which a merge patch removes.
+#[must_use]
+pub fn to_json(status: &PodStatus) -> Value {
+    let text = |text: &str| {
+        if text.is_empty() {
+            Value::Null
+        } else {
+            json!(text)
+        }
+    };
+    let conditions: Vec<Value> = status
+        .conditions
+        .iter()
+        .map(|condition| {
+            let mut object = json!({
+                "type": condition.kind,
+                "status": if condition.status { "True" } else { "False" },
+                "lastProbeTime": null,
+                "lastTransitionTime": rfc3339(condition.transition),
+            });
+            for (field, value) in [
+                ("reason", &condition.reason),
+                ("message", &condition.message),
+            ] {
+                if !value.is_empty() {
+                    object[field] = json!(value);
+                }
+            }
+            if let Some(generation) = status.observed_generation {
+                object["observedGeneration"] = json!(generation);
+            }
+            object
+        })
+        .collect();
+    let containers: Vec<Value> = status
+        .containers
+        .iter()
+        .map(|container| {
+            let mut object = json!({
+                "name": container.name,
+                "state": state(&container.state),
+                "lastState": container.last_state.as_ref().map_or_else(|| json!({}), state),
+                "ready": container.ready,
+                "started": container.started,
+                "restartCount": container.restart_count,
+                "image": container.image,
+                "imageID": container.image_id,
+            });
+            if !container.container_id.is_empty() {
+                object["containerID"] = json!(container.container_id);
+            }
+            object
+        })
+        .collect();
+    let pod_ips = &status.addresses.pod;
+    let host_ips = &status.addresses.host;
+    json!({
+        "phase": status.phase.as_str(),
+        "reason": text(&status.reason),
+        "message": text(&status.message),
+        "startTime": rfc3339(status.start_time),
+        "observedGeneration": status.observed_generation,
+        "conditions": conditions,
+        "containerStatuses": containers,
+        "podIP": pod_ips.first().map(ToString::to_string),
+        "podIPs": (!pod_ips.is_empty())
+            .then(|| pod_ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()),
+        "hostIP": host_ips.first().map(ToString::to_string),
+        "hostIPs": host_ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
+        "qosClass": status.qos_class.as_str(),
+    })
+}
+
+fn state(state: &ContainerState) -> Value {
+    match state {
+        ContainerState::Waiting(waiting) => {
+            let mut object = json!({"reason": waiting.reason});
+            if !waiting.message.is_empty() {
+                object["message"] = json!(waiting.message);
+            }
+            json!({"waiting": object})
+        }
+        ContainerState::Running { started_at } => {
+            json!({"running": {"startedAt": rfc3339(*started_at)}})
+        }
+        ContainerState::Terminated { exit, container_id } => {
+            json!({"terminated": terminated(exit, container_id)})
+        }
+    }
+}
+
+fn terminated(exit: &Exit, container_id: &str) -> Value {
+    let mut object = json!({
+        "exitCode": exit.exit_code,
+        "reason": exit.reason(),
+        "startedAt": rfc3339(exit.started_at),
+        "finishedAt": rfc3339(exit.finished_at),
+    });
+    if exit.signal != 0 && exit.exit_code == 0 {
+        object["signal"] = json!(exit.signal);
+    }
+    if !exit.message.is_empty() {
+        object["message"] = json!(exit.message);
+    }
+    if !container_id.is_empty() {
+        object["containerID"] = json!(format!("containerd://{container_id}"));
+    }
+    object
+}
