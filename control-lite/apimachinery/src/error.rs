@@ -2,124 +2,14 @@
 //!
 //! One type for the whole API on purpose: this *is* the wire format, and every operation family ends in it.
 
+mod details;
+mod reason;
+
+pub use details::{Cause, Details};
+pub use reason::Reason;
+
 use crate::field::{ErrorList, FieldError};
-use serde_json::{Map, Value, json};
-
-/// Why a request failed, in the API's own words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// 400: the request makes no sense.
-    BadRequest,
-    /// 401: no credentials.
-    Unauthorized,
-    /// 403: not allowed, by authorization or by admission.
-    Forbidden,
-    /// 404: no such object or resource.
-    NotFound,
-    /// 405: the resource does not do that.
-    MethodNotAllowed,
-    /// 406: no response format the client takes.
-    NotAcceptable,
-    /// 409: the name is taken.
-    AlreadyExists,
-    /// 409: a stale resourceVersion or a failed precondition.
-    Conflict,
-    /// 410: the revision is compacted away.
-    Expired,
-    /// 410: gone, do not retry.
-    Gone,
-    /// 413: the body is too large.
-    RequestEntityTooLarge,
-    /// 415: a body in a format that is not read here.
-    UnsupportedMediaType,
-    /// 422: the object is invalid.
-    Invalid,
-    /// 429: later.
-    TooManyRequests,
-    /// 500: our fault.
-    InternalError,
-    /// 500: try again.
-    ServerTimeout,
-    /// 503: not now.
-    ServiceUnavailable,
-    /// 504: no answer in time.
-    Timeout,
-}
-
-impl Reason {
-    /// The HTTP status code.
-    pub const fn code(self) -> u16 {
-        match self {
-            Self::BadRequest => 400,
-            Self::Unauthorized => 401,
-            Self::Forbidden => 403,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed => 405,
-            Self::NotAcceptable => 406,
-            Self::AlreadyExists | Self::Conflict => 409,
-            Self::Expired | Self::Gone => 410,
-            Self::RequestEntityTooLarge => 413,
-            Self::UnsupportedMediaType => 415,
-            Self::Invalid => 422,
-            Self::TooManyRequests => 429,
-            Self::InternalError | Self::ServerTimeout => 500,
-            Self::ServiceUnavailable => 503,
-            Self::Timeout => 504,
-        }
-    }
-
-    /// The text in `status.reason`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BadRequest => "BadRequest",
-            Self::Unauthorized => "Unauthorized",
-            Self::Forbidden => "Forbidden",
-            Self::NotFound => "NotFound",
-            Self::MethodNotAllowed => "MethodNotAllowed",
-            Self::NotAcceptable => "NotAcceptable",
-            Self::AlreadyExists => "AlreadyExists",
-            Self::Conflict => "Conflict",
-            Self::Expired => "Expired",
-            Self::Gone => "Gone",
-            Self::RequestEntityTooLarge => "RequestEntityTooLarge",
-            Self::UnsupportedMediaType => "UnsupportedMediaType",
-            Self::Invalid => "Invalid",
-            Self::TooManyRequests => "TooManyRequests",
-            Self::InternalError => "InternalError",
-            Self::ServerTimeout => "ServerTimeout",
-            Self::ServiceUnavailable => "ServiceUnavailable",
-            Self::Timeout => "Timeout",
-        }
-    }
-}
-
-/// One cause in `status.details.causes`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cause {
-    /// Machine-readable, for example `FieldValueRequired`. Empty is left out.
-    pub reason: String,
-    /// For people.
-    pub message: String,
-    /// Field path. Empty is left out.
-    pub field: String,
-}
-
-/// `status.details`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Details {
-    /// Object name.
-    pub name: String,
-    /// API group.
-    pub group: String,
-    /// The resource's plural, or the kind for `Invalid`, as upstream has it.
-    pub kind: String,
-    /// Object uid.
-    pub uid: String,
-    /// Causes, in order.
-    pub causes: Vec<Cause>,
-    /// Zero: not given.
-    pub retry_after_secs: u32,
-}
+use serde_json::{Value, json};
 
 /// A failed request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -506,49 +396,6 @@ impl ApiError {
         }
         status["code"] = self.code().into();
         status
-    }
-}
-
-impl Details {
-    fn to_json(&self) -> Value {
-        let mut map = Map::new();
-        let texts = [
-            ("name", &self.name),
-            ("group", &self.group),
-            ("kind", &self.kind),
-            ("uid", &self.uid),
-        ];
-        for (key, text) in texts {
-            if !text.is_empty() {
-                map.insert(key.to_owned(), text.as_str().into());
-            }
-        }
-        if !self.causes.is_empty() {
-            map.insert(
-                "causes".to_owned(),
-                self.causes.iter().map(Cause::to_json).collect(),
-            );
-        }
-        if self.retry_after_secs > 0 {
-            map.insert("retryAfterSeconds".to_owned(), self.retry_after_secs.into());
-        }
-        Value::Object(map)
-    }
-}
-
-impl Cause {
-    fn to_json(&self) -> Value {
-        let mut map = Map::new();
-        for (key, text) in [
-            ("reason", &self.reason),
-            ("message", &self.message),
-            ("field", &self.field),
-        ] {
-            if !text.is_empty() {
-                map.insert(key.to_owned(), text.as_str().into());
-            }
-        }
-        Value::Object(map)
     }
 }
 

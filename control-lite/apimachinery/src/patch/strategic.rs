@@ -237,7 +237,10 @@ fn check_order(list: &[Value], order: &[Value], key: Option<&str>) -> Result<(),
     if is_in_order || order.is_empty() {
         return Ok(());
     }
-    let text = |list: &[Value]| Value::Array(list.to_vec()).to_string();
+    // Only what identifies the elements: the rest may be secret.
+    let id =
+        |v: &Value| key.map_or_else(|| v.clone(), |key| v.get(key).cloned().unwrap_or_default());
+    let text = |list: &[Value]| list.iter().map(id).collect::<Value>().to_string();
     Err(InvalidPatch::OrderMismatch {
         patch: text(list),
         order: text(order),
@@ -301,10 +304,8 @@ fn apply_element_directives(
             Some((Some("replace"), _)) => is_replaced = true,
             Some((Some("merge"), _)) => return Err(InvalidPatch::MergeInList),
             Some((_, other)) => {
-                return Err(InvalidPatch::UnknownType {
-                    kind: other.to_string(),
-                    map: item.to_string(),
-                });
+                let fields = item.as_object().cloned().unwrap_or_default();
+                return Err(unknown_type(other, &fields));
             }
         }
     }

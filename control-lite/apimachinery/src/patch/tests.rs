@@ -219,7 +219,10 @@ fn patches_that_do_not_fit_are_named() {
         json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "b"}]}),
     )
     .expect_err("order");
-    assert!(cause(error).starts_with("The order in patch list"));
+    assert_eq!(
+        cause(error),
+        "The order in patch list:\n[\"b\"]\n doesn't match $setElementOrder list:\n[\"a\"]\n"
+    );
     let error = pod_spec(spec, json!({"foo": 1})).expect_err("unknown field");
     assert_eq!(
         error.message,
