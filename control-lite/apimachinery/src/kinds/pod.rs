@@ -3,14 +3,17 @@
 mod columns;
 mod containers;
 mod defaults;
+mod environment;
 mod qos;
+mod scheduling;
 mod spec;
 mod update;
 mod volumes;
 
 pub(super) use defaults::pod_spec as default_pod_spec;
 pub use qos::qos_class;
-pub(super) use spec::{validate_port_reference, validate_spec, validate_taint_effect};
+pub(super) use scheduling::validate_taint_effect;
+pub(super) use spec::{validate_port_reference, validate_spec};
 
 use super::{ALL_VERBS, Kind, Strategy, Subresource};
 use crate::field::Path;
