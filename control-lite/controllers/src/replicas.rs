@@ -9,5 +9,4 @@ pub(crate) mod rank;
 mod status;
 mod target;
 
-pub(crate) use controller::{ReplicasController, spawn};
-pub(crate) use target::Target;
+pub(crate) use controller::spawn;

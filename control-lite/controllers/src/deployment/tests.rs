@@ -1,0 +1,1 @@
+//! Expected numbers are those of upstream's deployment_util tests and documentation.

@@ -1,0 +1,1 @@
+//! Slices change as little as possible, and never hold more than a hundred endpoints.
