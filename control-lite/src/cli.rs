@@ -51,10 +51,18 @@ pub(crate) struct ServeOptions {
     #[arg(long)]
     tls_san: Vec<String>,
     /// Ranges of Service addresses: one, or one per address family.
-    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16,fd00:10:96::/112"
+    )]
     service_cluster_ip_range: Vec<IpNet>,
     /// Ranges of pod addresses: one, or one per address family.
-    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16,fd00:10:244::/56")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16,fd00:10:244::/56"
+    )]
     cluster_cidr: Vec<IpNet>,
     /// Prefix length of a node's IPv4 pod range.
     #[arg(long, default_value_t = 24)]
@@ -113,9 +121,18 @@ pub(crate) enum UsageError {
     #[error("--{flag}: give one range, or one per address family, not {count}")]
     Ranges { flag: &'static str, count: usize },
     #[error("--{flag}: both ranges are {family}; give one per address family")]
-    SameFamily { flag: &'static str, family: &'static str },
-    #[error("--{flag} {mask}: a node's range must lie within {range}, and be no longer than its family allows")]
-    Mask { flag: &'static str, mask: u8, range: IpNet },
+    SameFamily {
+        flag: &'static str,
+        family: &'static str,
+    },
+    #[error(
+        "--{flag} {mask}: a node's range must lie within {range}, and be no longer than its family allows"
+    )]
+    Mask {
+        flag: &'static str,
+        mask: u8,
+        range: IpNet,
+    },
     #[error("--service-cluster-ip-range {service} and --cluster-cidr {cluster} overlap")]
     Overlap { service: IpNet, cluster: IpNet },
     #[error("--{flag}: must be at least 1 second")]
@@ -145,11 +162,18 @@ impl ServeOptions {
                 ("node-cidr-mask-size-ipv6", self.node_cidr_mask_size_ipv6)
             };
             if mask < cluster.prefix_len() || mask > cluster.max_prefix_len() {
-                return Err(UsageError::Mask { flag, mask, range: *cluster });
+                return Err(UsageError::Mask {
+                    flag,
+                    mask,
+                    range: *cluster,
+                });
             }
             for service in &self.service_cluster_ip_range {
                 if service.contains(cluster) || cluster.contains(service) {
-                    return Err(UsageError::Overlap { service: *service, cluster: *cluster });
+                    return Err(UsageError::Overlap {
+                        service: *service,
+                        cluster: *cluster,
+                    });
                 }
             }
         }
@@ -161,8 +185,11 @@ impl ServeOptions {
                 return Err(UsageError::ZeroSeconds { flag });
             }
         }
-        let loopback =
-            if self.bind_address.is_ipv4() { "127.0.0.1" } else { "::1" };
+        let loopback = if self.bind_address.is_ipv4() {
+            "127.0.0.1"
+        } else {
+            "::1"
+        };
         let advertise_address = self.advertise_address.unwrap_or_else(|| {
             if self.bind_address.is_unspecified() {
                 loopback.parse().expect("a loopback address")
@@ -176,7 +203,9 @@ impl ServeOptions {
             data_dir: self.data_dir,
             listen: SocketAddr::new(self.bind_address, self.secure_port),
             tls_san: self.tls_san,
-            kubeconfig_server: self.kubeconfig_server.unwrap_or_else(|| format!("https://{server}")),
+            kubeconfig_server: self
+                .kubeconfig_server
+                .unwrap_or_else(|| format!("https://{server}")),
             write_kubeconfig: self.write_kubeconfig,
             settings: tholepin_controllers::Settings {
                 cluster_cidrs: self.cluster_cidr,
@@ -209,7 +238,10 @@ fn check_families(flag: &'static str, ranges: &[IpNet]) -> Result<(), UsageError
             Err(UsageError::SameFamily { flag, family })
         }
         [_, _] => Ok(()),
-        _ => Err(UsageError::Ranges { flag, count: ranges.len() }),
+        _ => Err(UsageError::Ranges {
+            flag,
+            count: ranges.len(),
+        }),
     }
 }
 
@@ -229,7 +261,10 @@ mod tests {
     fn the_defaults_are_those_of_the_architecture() {
         let config = parse(&[]).expect("valid");
         assert_eq!(config.listen.to_string(), "0.0.0.0:6443");
-        assert_eq!(config.settings.kubernetes_service_ip.to_string(), "10.96.0.1");
+        assert_eq!(
+            config.settings.kubernetes_service_ip.to_string(),
+            "10.96.0.1"
+        );
         assert_eq!(config.kubeconfig_server, "https://127.0.0.1:6443");
         assert_eq!(config.settings.cluster_cidrs.len(), 2);
     }
@@ -237,9 +272,18 @@ mod tests {
     #[test]
     fn contradictions_are_refused_with_the_flags_name() {
         for (args, text) in [
-            (&["--cluster-cidr=10.0.0.0/16,10.1.0.0/16"][..], "both ranges are IPv4"),
-            (&["--node-cidr-mask-size-ipv4=8"], "--node-cidr-mask-size-ipv4 8"),
-            (&["--node-cidr-mask-size-ipv6=129"], "--node-cidr-mask-size-ipv6 129"),
+            (
+                &["--cluster-cidr=10.0.0.0/16,10.1.0.0/16"][..],
+                "both ranges are IPv4",
+            ),
+            (
+                &["--node-cidr-mask-size-ipv4=8"],
+                "--node-cidr-mask-size-ipv4 8",
+            ),
+            (
+                &["--node-cidr-mask-size-ipv6=129"],
+                "--node-cidr-mask-size-ipv6 129",
+            ),
             (&["--cluster-cidr=10.96.0.0/12"], "overlap"),
             (&["--node-monitor-period=0"], "at least 1 second"),
         ] {

@@ -15,11 +15,17 @@ const FIRST: RawFd = 3;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
     #[error("failed to listen at {address}")]
-    Bind { address: SocketAddr, source: std::io::Error },
+    Bind {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
     #[error("LISTEN_FDS={value:?} is not a number of sockets")]
     Count { value: String },
     #[error("descriptor {fd} of LISTEN_FDS is not open")]
-    NotOpen { fd: RawFd, source: nix::errno::Errno },
+    NotOpen {
+        fd: RawFd,
+        source: nix::errno::Errno,
+    },
     #[error("descriptor {fd} of LISTEN_FDS is not a listening TCP socket")]
     NotListening { fd: RawFd },
     #[error("failed to take over descriptor {fd} of LISTEN_FDS")]
@@ -28,19 +34,27 @@ pub(crate) enum ListenError {
 
 /// Binds `address`.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ListenError::Bind { address, source })
 }
 
 /// Takes over the sockets that were passed to this very process.
 pub(crate) fn inherited() -> Result<Vec<TcpListener>, ListenError> {
     let variable = |name| std::env::var(name).ok();
-    let count = passed(variable("LISTEN_PID"), variable("LISTEN_FDS"), std::process::id())?;
+    let count = passed(
+        variable("LISTEN_PID"),
+        variable("LISTEN_FDS"),
+        std::process::id(),
+    )?;
     (FIRST..FIRST + count).map(take_over).collect()
 }
 
 /// How many sockets are ours. A LISTEN_PID of another process means that they were for a parent.
 fn passed(pid: Option<String>, count: Option<String>, own_pid: u32) -> Result<RawFd, ListenError> {
-    let (Some(pid), Some(count)) = (pid, count) else { return Ok(0) };
+    let (Some(pid), Some(count)) = (pid, count) else {
+        return Ok(0);
+    };
     if pid.parse() != Ok(own_pid) {
         return Ok(0);
     }

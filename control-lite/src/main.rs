@@ -8,6 +8,7 @@ mod listeners;
 mod registry_client;
 mod serve;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -22,7 +23,11 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            let code = if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
             error.print().ok();
             return code;
         }
@@ -44,7 +49,9 @@ fn main() -> ExitCode {
 fn start_logging(verbose: u8) {
     let default = match verbose {
         0 => "info",
-        1 => "info,tholepin=debug,tholepin_controllers=debug,tholepin_scheduler=debug,tholepin_apiserver=debug,tholepin_informer=debug",
+        1 => {
+            "info,tholepin=debug,tholepin_controllers=debug,tholepin_scheduler=debug,tholepin_apiserver=debug,tholepin_informer=debug"
+        }
         _ => "debug",
     };
     // RUST_LOG wins over -v; a broken one must not keep the control plane from starting.
@@ -52,7 +59,12 @@ fn start_logging(verbose: u8) {
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colors = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colors)
+        .init();
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -69,9 +81,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let out = options.out.clone();
             let credentials = options.into_credentials();
             credentials.write().with_context(|| {
-                format!("failed to write the credentials of node {}", credentials.node)
+                format!(
+                    "failed to write the credentials of node {}",
+                    credentials.node
+                )
             })?;
-            println!("wrote kubeconfig, ca.crt, kubelet.crt and kubelet.key to {}", out.display());
+            println!(
+                "wrote kubeconfig, ca.crt, kubelet.crt and kubelet.key to {}",
+                out.display()
+            );
             Ok(())
         }
     }

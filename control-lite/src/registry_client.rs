@@ -26,12 +26,17 @@ impl RegistryClient {
 }
 
 fn resource(kind: Kind) -> api::GroupResource {
-    api::GroupResource { group: kind.group, resource: kind.resource }
+    api::GroupResource {
+        group: kind.group,
+        resource: kind.resource,
+    }
 }
 
 fn refused(error: ApiError) -> ClientError {
     let causes = error.details.iter().flat_map(|details| &details.causes);
-    let terminating = causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating");
+    let terminating = causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating");
     let mut refused = ClientError::new(error.code(), error.reason.as_str(), error.message.clone());
     refused.namespace_terminating = terminating;
     refused
@@ -40,7 +45,9 @@ fn refused(error: ApiError) -> ClientError {
 fn applied(event: &api::WatchEvent) -> Result<WatchEvent, ClientError> {
     let object = || event.object().map_err(refused);
     Ok(match event.kind() {
-        api::WatchEventKind::Added | api::WatchEventKind::Modified => WatchEvent::Applied(object()?),
+        api::WatchEventKind::Added | api::WatchEventKind::Modified => {
+            WatchEvent::Applied(object()?)
+        }
         api::WatchEventKind::Deleted => WatchEvent::Deleted(object()?),
         api::WatchEventKind::Bookmark => WatchEvent::Bookmark(event.resource_version()),
     })
@@ -55,18 +62,27 @@ impl Client for RegistryClient {
     ) -> Result<(Vec<Arc<Value>>, u64), ClientError> {
         let options = api::ListOptions::default();
         let namespace = namespace.unwrap_or_default();
-        let list = self.registry.list(&self.context, resource(kind), namespace, &options).await;
+        let list = self
+            .registry
+            .list(&self.context, resource(kind), namespace, &options)
+            .await;
         let list = list.map_err(refused)?;
-        Ok((list.items.into_iter().map(Arc::new).collect(), list.resource_version))
+        Ok((
+            list.items.into_iter().map(Arc::new).collect(),
+            list.resource_version,
+        ))
     }
 
     async fn watch(&self, kind: Kind, from: u64) -> Result<WatchStream, ClientError> {
         let options = api::WatchOptions {
-            // "0" would mean "from the present state"; a revision that low only exists before any write.
-            resource_version: Some(from.max(1).to_string()),
+            // "0" (an empty store) means the present objects first, which are none.
+            resource_version: Some(from.to_string()),
             ..Default::default()
         };
-        let watch = self.registry.watch(&self.context, resource(kind), "", &options).await;
+        let watch = self
+            .registry
+            .watch(&self.context, resource(kind), "", &options)
+            .await;
         let watch = watch.map_err(refused)?;
         Ok(futures::stream::unfold(watch, |mut watch| async move {
             let event = watch.next().await?;
@@ -76,8 +92,16 @@ impl Client for RegistryClient {
         .boxed())
     }
 
-    async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Arc<Value>, ClientError> {
-        let object = self.registry.get(&self.context, resource(kind), namespace, name).await;
+    async fn get(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, ClientError> {
+        let object = self
+            .registry
+            .get(&self.context, resource(kind), namespace, name)
+            .await;
         object.map(Arc::new).map_err(refused)
     }
 
@@ -89,7 +113,10 @@ impl Client for RegistryClient {
     ) -> Result<Arc<Value>, ClientError> {
         object["apiVersion"] = json!(kind.api_version());
         object["kind"] = json!(kind.kind);
-        let created = self.registry.create(&self.context, resource(kind), namespace, object).await;
+        let created = self
+            .registry
+            .create(&self.context, resource(kind), namespace, object)
+            .await;
         created.map(Arc::new).map_err(refused)
     }
 
@@ -107,7 +134,14 @@ impl Client for RegistryClient {
         };
         let patch = api::Patch::merge(&patch).map_err(refused)?;
         self.registry
-            .patch(&self.context, resource(kind), namespace, name, subresource, &patch)
+            .patch(
+                &self.context,
+                resource(kind),
+                namespace,
+                name,
+                subresource,
+                &patch,
+            )
             .await
             .map(Arc::new)
             .map_err(refused)
@@ -137,13 +171,22 @@ impl Client for RegistryClient {
             .map_err(refused)
     }
 
-    async fn bind(&self, namespace: &str, name: &str, uid: &str, node: &str) -> Result<(), ClientError> {
+    async fn bind(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        node: &str,
+    ) -> Result<(), ClientError> {
         let binding = json!({
             "apiVersion": "v1", "kind": "Binding",
             "metadata": {"name": name, "namespace": namespace, "uid": uid},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         });
-        self.registry.bind(&self.context, namespace, name, binding).await.map_err(refused)
+        self.registry
+            .bind(&self.context, namespace, name, binding)
+            .await
+            .map_err(refused)
     }
 
     async fn finalize_namespace(&self, name: &str) -> Result<(), ClientError> {

@@ -26,13 +26,18 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
 
     std::fs::create_dir_all(&config.data_dir).with_context(|| {
-        format!("failed to make the data folder {}", config.data_dir.display())
+        format!(
+            "failed to make the data folder {}",
+            config.data_dir.display()
+        )
     })?;
     let path = config.data_dir.join("store.redb");
     let store = EmbeddedStore::open(&EmbeddedOptions::new(&path))
         .with_context(|| format!("failed to open the store {}", path.display()))?;
-    let registry_config =
-        RegistryConfig { service_ranges: config.service_ranges.clone(), ..Default::default() };
+    let registry_config = RegistryConfig {
+        service_ranges: config.service_ranges.clone(),
+        ..Default::default()
+    };
     let registry = Registry::open(Arc::new(store), registry_config)
         .await
         .context("failed to read the store")?;
@@ -90,7 +95,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
 fn certificate_addresses(config: &Config) -> Vec<IpAddr> {
     let mut addresses = vec![config.settings.advertise_address];
-    addresses.extend(["127.0.0.1", "::1"].iter().filter_map(|text| text.parse::<IpAddr>().ok()));
+    addresses.extend(
+        ["127.0.0.1", "::1"]
+            .iter()
+            .filter_map(|text| text.parse::<IpAddr>().ok()),
+    );
     if !config.listen.ip().is_unspecified() {
         addresses.push(config.listen.ip());
     }
@@ -108,7 +117,10 @@ fn start_controllers(
     let caches = Caches::new(client.clone());
     let (recorder, recording) = Recorder::new(client, cancel.clone());
     tasks.spawn(recording);
-    let context = Context { caches: caches.clone(), recorder: recorder.clone() };
+    let context = Context {
+        caches: caches.clone(),
+        recorder: recorder.clone(),
+    };
     tholepin_controllers::spawn(&context, &config.settings, tasks, cancel);
     tholepin_scheduler::spawn(&caches, &recorder, tasks, cancel);
     // Last: every handler has to be there for the first list.

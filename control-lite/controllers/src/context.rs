@@ -51,11 +51,12 @@ pub struct ReconcileError {
 
 impl ReconcileError {
     /// For `map_err`: adds operation and subject.
-    pub fn of(
-        operation: &'static str,
-        subject: impl ToString,
-    ) -> impl FnOnce(ClientError) -> Self {
-        move |source| Self { operation, subject: subject.to_string(), source }
+    pub fn of(operation: &'static str, subject: impl ToString) -> impl FnOnce(ClientError) -> Self {
+        move |source| Self {
+            operation,
+            subject: subject.to_string(),
+            source,
+        }
     }
 
     /// Somebody else was faster, or the object is gone: nothing to report, only to look again.

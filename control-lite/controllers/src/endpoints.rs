@@ -8,9 +8,7 @@ use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tholepin_informer::{
-    DeleteOptions, ObjectKey, Subresource, WorkQueue, is_pod_ready,
-};
+use tholepin_informer::{DeleteOptions, ObjectKey, Subresource, WorkQueue, is_pod_ready};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,14 +38,22 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let caches = &context.caches;
     let add = queue.clone();
     caches.services.on_change(move |change| {
-        change.latest().into_iter().for_each(|service| add.add(ObjectKey::of(&service.metadata)));
+        change
+            .latest()
+            .into_iter()
+            .for_each(|service| add.add(ObjectKey::of(&service.metadata)));
     });
     let add = queue.clone();
     caches.endpoints.on_change(move |change| {
-        change.latest().into_iter().for_each(|object| add.add(ObjectKey::of(&object.metadata)));
+        change
+            .latest()
+            .into_iter()
+            .for_each(|object| add.add(ObjectKey::of(&object.metadata)));
     });
     enqueue_services_of_pods(caches, &queue);
-    let controller = Arc::new(EndpointsController { context: context.clone() });
+    let controller = Arc::new(EndpointsController {
+        context: context.clone(),
+    });
     runner::spawn(tasks, cancel, queue, controller, WORKERS);
 }
 
@@ -61,7 +67,10 @@ impl Reconciler for EndpointsController {
         let Some(service) = caches.services.get(key) else {
             // Only what we made: others may keep Endpoints without a Service (leader elections did).
             if let Some(orphan) = existing.filter(|object| is_managed(object)) {
-                let options = DeleteOptions { uid: orphan.metadata.uid.clone(), ..Default::default() };
+                let options = DeleteOptions {
+                    uid: orphan.metadata.uid.clone(),
+                    ..Default::default()
+                };
                 match caches.endpoints.delete(&orphan, options).await {
                     Err(error) if !error.is_not_found() => {
                         return Err(ReconcileError::of("delete endpoints", key)(error));
@@ -74,10 +83,17 @@ impl Reconciler for EndpointsController {
         if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let desired = desired(&service, &selected_pods(caches, &service), existing.as_deref());
+        let desired = desired(
+            &service,
+            &selected_pods(caches, &service),
+            existing.as_deref(),
+        );
         match existing {
             None => {
-                let created = caches.endpoints.create(&key.namespace, to_value(&desired)).await;
+                let created = caches
+                    .endpoints
+                    .create(&key.namespace, to_value(&desired))
+                    .await;
                 created.map_err(ReconcileError::of("create endpoints", key))?;
             }
             Some(existing) => {
@@ -92,7 +108,11 @@ impl Reconciler for EndpointsController {
 }
 
 fn is_managed(endpoints: &Endpoints) -> bool {
-    endpoints.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(MANAGED_BY))
+    endpoints
+        .metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.contains_key(MANAGED_BY))
 }
 
 /// The Endpoints a Service should have.
@@ -106,11 +126,13 @@ fn desired(service: &Service, pods: &[Arc<Pod>], existing: Option<&Endpoints>) -
                 + subset.not_ready_addresses.as_ref().map_or(0, Vec::len)
         })
         .sum();
-    let mut metadata = existing.map(|object| object.metadata.clone()).unwrap_or_else(|| ObjectMeta {
-        name: service.metadata.name.clone(),
-        namespace: service.metadata.namespace.clone(),
-        ..Default::default()
-    });
+    let mut metadata = existing
+        .map(|object| object.metadata.clone())
+        .unwrap_or_else(|| ObjectMeta {
+            name: service.metadata.name.clone(),
+            namespace: service.metadata.namespace.clone(),
+            ..Default::default()
+        });
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert(MANAGED_BY.to_owned(), "endpoint-controller".to_owned());
     if is_headless(service) {
@@ -131,15 +153,23 @@ fn desired(service: &Service, pods: &[Arc<Pod>], existing: Option<&Endpoints>) -
             metadata.annotations = None;
         }
     }
-    Endpoints { metadata, subsets: (!subsets.is_empty()).then_some(subsets) }
+    Endpoints {
+        metadata,
+        subsets: (!subsets.is_empty()).then_some(subsets),
+    }
 }
 
 type Addresses = (Vec<EndpointAddress>, Vec<EndpointAddress>);
 
 fn subsets(service: &Service, family: Family, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let mut groups: BTreeMap<Vec<ResolvedPort>, Addresses> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| is_candidate(pod, publishes_not_ready(service))) {
-        let Some(ip) = address(pod, family) else { continue };
+    for pod in pods
+        .iter()
+        .filter(|pod| is_candidate(pod, publishes_not_ready(service)))
+    {
+        let Some(ip) = address(pod, family) else {
+            continue;
+        };
         let ports = resolve_ports(service, pod);
         // Without any port there is nothing to reach, except below a headless Service.
         if ports.is_empty() && !is_headless(service) {
@@ -197,8 +227,12 @@ fn truncate(mut subsets: Vec<EndpointSubset>, total: usize) -> (Vec<EndpointSubs
             }
         }
     };
-    subsets.iter_mut().for_each(|subset| cut(&mut subset.addresses));
-    subsets.iter_mut().for_each(|subset| cut(&mut subset.not_ready_addresses));
+    subsets
+        .iter_mut()
+        .for_each(|subset| cut(&mut subset.addresses));
+    subsets
+        .iter_mut()
+        .for_each(|subset| cut(&mut subset.not_ready_addresses));
     subsets.retain(|subset| subset.addresses.is_some() || subset.not_ready_addresses.is_some());
     (subsets, true)
 }

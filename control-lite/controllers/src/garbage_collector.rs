@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
-use tholepin_informer::{
-    Caches, DeleteOptions, Dependents, Kind, ObjectKey, WorkQueue, kinds,
-};
+use tholepin_informer::{Caches, DeleteOptions, Dependents, Kind, ObjectKey, WorkQueue, kinds};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -55,14 +53,21 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
             changed(kind, old, new, &stores, &queue);
         }));
     }
-    let collector =
-        Arc::new(GarbageCollector { caches: context.caches.clone(), stores, queue: queue.clone() });
+    let collector = Arc::new(GarbageCollector {
+        caches: context.caches.clone(),
+        stores,
+        queue: queue.clone(),
+    });
     runner::spawn(tasks, cancel, queue, collector, WORKERS);
 }
 
 fn finalizes(meta: &ObjectMeta, finalizer: &str) -> bool {
     meta.deletion_timestamp.is_some()
-        && meta.finalizers.iter().flatten().any(|held| held == finalizer)
+        && meta
+            .finalizers
+            .iter()
+            .flatten()
+            .any(|held| held == finalizer)
 }
 
 fn changed(
@@ -73,22 +78,33 @@ fn changed(
     queue: &WorkQueue<Item>,
 ) {
     if let Some(new) = new {
-        let owners = new.owner_references.as_ref().filter(|owners| !owners.is_empty());
+        let owners = new
+            .owner_references
+            .as_ref()
+            .filter(|owners| !owners.is_empty());
         let new_owners =
             owners.is_some() && old.and_then(|old| old.owner_references.as_ref()) != owners;
         if new_owners || finalizes(new, FOREGROUND) || finalizes(new, ORPHAN) {
-            queue.add(Item { kind, key: ObjectKey::of(new) });
+            queue.add(Item {
+                kind,
+                key: ObjectKey::of(new),
+            });
         }
     }
     // An object that is gone, or begins to go, sets its dependents and its owners in motion.
     let gone = new.is_none();
     let going = new.is_some_and(|new| finalizes(new, FOREGROUND))
         && old.is_none_or(|old| !finalizes(old, FOREGROUND));
-    let Some(meta) = new.or(old).filter(|_| gone || going) else { return };
+    let Some(meta) = new.or(old).filter(|_| gone || going) else {
+        return;
+    };
     let uid = meta.uid.as_deref().unwrap_or_default();
     for store in stores {
         for dependent in store.owned_by(uid) {
-            queue.add(Item { kind: store.kind(), key: ObjectKey::of(&dependent) });
+            queue.add(Item {
+                kind: store.kind(),
+                key: ObjectKey::of(&dependent),
+            });
         }
     }
     if gone {
@@ -103,8 +119,15 @@ fn changed(
 /// The object an owner reference of `dependent` names.
 fn item_of(owner: &OwnerReference, dependent: &ObjectMeta) -> Option<Item> {
     let kind = kinds::by_reference(&owner.api_version, &owner.kind)?;
-    let namespace = if kind.namespaced { dependent.namespace.clone()? } else { String::new() };
-    Some(Item { kind, key: ObjectKey::new(namespace, owner.name.clone()) })
+    let namespace = if kind.namespaced {
+        dependent.namespace.clone()?
+    } else {
+        String::new()
+    };
+    Some(Item {
+        kind,
+        key: ObjectKey::new(namespace, owner.name.clone()),
+    })
 }
 
 impl Reconciler for GarbageCollector {
@@ -114,8 +137,12 @@ impl Reconciler for GarbageCollector {
     async fn reconcile(&self, item: &Item) -> Result<Option<Duration>, ReconcileError> {
         // Owners that are not listed yet would look absent.
         self.caches.wait_synced().await;
-        let Some(store) = self.store(item.kind) else { return Ok(None) };
-        let Some(meta) = store.meta(&item.key) else { return Ok(None) };
+        let Some(store) = self.store(item.kind) else {
+            return Ok(None);
+        };
+        let Some(meta) = store.meta(&item.key) else {
+            return Ok(None);
+        };
         if finalizes(&meta, ORPHAN) {
             self.orphan_dependents(&meta).await?;
             return self.remove_finalizer(store, item, &meta, ORPHAN).await;
@@ -170,13 +197,19 @@ impl GarbageCollector {
     fn dependents(&self, uid: &str) -> Vec<(Kind, ObjectMeta)> {
         let of = |store: &Arc<dyn Dependents>| {
             let kind = store.kind();
-            store.owned_by(uid).into_iter().map(move |meta| (kind, meta)).collect::<Vec<_>>()
+            store
+                .owned_by(uid)
+                .into_iter()
+                .map(move |meta| (kind, meta))
+                .collect::<Vec<_>>()
         };
         self.stores.iter().flat_map(of).collect()
     }
 
     fn has_dependents(&self, uid: &str) -> bool {
-        self.stores.iter().any(|store| !store.owned_by(uid).is_empty())
+        self.stores
+            .iter()
+            .any(|store| !store.owned_by(uid).is_empty())
     }
 
     /// Looks into the cache, and asks the store before it calls an owner absent.
@@ -195,17 +228,32 @@ impl GarbageCollector {
             _ if waiting => OwnerState::WaitingForDependents,
             _ => OwnerState::Solid,
         };
-        if let Some(meta) = self.store(item.kind).and_then(|store| store.meta(&item.key))
+        if let Some(meta) = self
+            .store(item.kind)
+            .and_then(|store| store.meta(&item.key))
             && meta.uid.as_deref() == Some(&owner.uid)
         {
             return Ok(state(meta.uid.as_deref(), finalizes(&meta, FOREGROUND)));
         }
-        match self.caches.client().get(item.kind, &item.key.namespace, &item.key.name).await {
+        match self
+            .caches
+            .client()
+            .get(item.kind, &item.key.namespace, &item.key.name)
+            .await
+        {
             Ok(fresh) => {
-                let finalizers = fresh.pointer("/metadata/finalizers").and_then(Value::as_array);
+                let finalizers = fresh
+                    .pointer("/metadata/finalizers")
+                    .and_then(Value::as_array);
                 let waiting = fresh.pointer("/metadata/deletionTimestamp").is_some()
-                    && finalizers.into_iter().flatten().any(|held| held == FOREGROUND);
-                Ok(state(fresh.pointer("/metadata/uid").and_then(Value::as_str), waiting))
+                    && finalizers
+                        .into_iter()
+                        .flatten()
+                        .any(|held| held == FOREGROUND);
+                Ok(state(
+                    fresh.pointer("/metadata/uid").and_then(Value::as_str),
+                    waiting,
+                ))
             }
             Err(error) if error.is_not_found() => Ok(OwnerState::Absent),
             Err(error) => Err(ReconcileError::of("read owner", item)(error)),
@@ -215,9 +263,17 @@ impl GarbageCollector {
     async fn orphan_dependents(&self, meta: &ObjectMeta) -> Result<(), ReconcileError> {
         let uid = meta.uid.as_deref().unwrap_or_default();
         for (kind, dependent) in self.dependents(uid) {
-            let item = Item { kind, key: ObjectKey::of(&dependent) };
-            let Some(store) = self.store(kind) else { continue };
-            match store.patch_main(&item.key, release_patch(&dependent, &[uid])).await {
+            let item = Item {
+                kind,
+                key: ObjectKey::of(&dependent),
+            };
+            let Some(store) = self.store(kind) else {
+                continue;
+            };
+            match store
+                .patch_main(&item.key, release_patch(&dependent, &[uid]))
+                .await
+            {
                 Err(error) if !error.is_not_found() => {
                     return Err(ReconcileError::of("orphan", item)(error));
                 }
@@ -236,11 +292,16 @@ impl GarbageCollector {
         let uid = meta.uid.as_deref().unwrap_or_default();
         let mut blocked = false;
         for (kind, dependent) in self.dependents(uid) {
-            blocked |= dependent.owner_references.iter().flatten().any(|owner| {
-                owner.uid == uid && owner.block_owner_deletion == Some(true)
-            });
+            blocked |= dependent
+                .owner_references
+                .iter()
+                .flatten()
+                .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true));
             if dependent.deletion_timestamp.is_none() {
-                self.queue.add(Item { kind, key: ObjectKey::of(&dependent) });
+                self.queue.add(Item {
+                    kind,
+                    key: ObjectKey::of(&dependent),
+                });
             }
         }
         if blocked {
@@ -259,7 +320,11 @@ impl GarbageCollector {
     ) -> Result<Option<Duration>, ReconcileError> {
         let mut finalizers = meta.finalizers.clone().unwrap_or_default();
         finalizers.retain(|held| held != finalizer);
-        let finalizers = if finalizers.is_empty() { Value::Null } else { json!(finalizers) };
+        let finalizers = if finalizers.is_empty() {
+            Value::Null
+        } else {
+            json!(finalizers)
+        };
         let patch = json!({"metadata": {
             "resourceVersion": meta.resource_version, "finalizers": finalizers,
         }});

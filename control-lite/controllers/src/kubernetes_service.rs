@@ -28,6 +28,10 @@ pub(crate) fn spawn(
     tasks: &mut JoinSet<()>,
     cancel: &CancellationToken,
 ) {
+    if settings.advertise_address.is_loopback() {
+        let address = settings.advertise_address;
+        tracing::info!(%address, "the kubernetes Service gets no endpoint: pods cannot reach loopback");
+    }
     let queue = Arc::new(WorkQueue::<String>::new());
     queue.add(NAME.to_owned());
     watch(&context.caches.services, &queue);
@@ -42,8 +46,10 @@ pub(crate) fn spawn(
             add.add(NAME.to_owned());
         }
     });
-    let controller =
-        Arc::new(KubernetesService { context: context.clone(), settings: settings.clone() });
+    let controller = Arc::new(KubernetesService {
+        context: context.clone(),
+        settings: settings.clone(),
+    });
     runner::spawn(tasks, cancel, queue, controller, 1);
 }
 
@@ -67,7 +73,11 @@ impl Reconciler for KubernetesService {
     async fn reconcile(&self, _key: &String) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
         caches.wait_synced().await;
-        if caches.namespaces.get(&ObjectKey::new("", NAMESPACE)).is_none() {
+        if caches
+            .namespaces
+            .get(&ObjectKey::new("", NAMESPACE))
+            .is_none()
+        {
             // Its creation wakes us.
             return Ok(None);
         }
@@ -75,6 +85,10 @@ impl Reconciler for KubernetesService {
         ensure(&caches.services, wanted.service, Keep::Existing)
             .await
             .map_err(ReconcileError::of("keep service", NAME))?;
+        if self.settings.advertise_address.is_loopback() {
+            // Endpoints may not be on loopback: no pod could reach them. Said once, at start.
+            return Ok(None);
+        }
         ensure(&caches.endpoint_slices, wanted.slice, Keep::Wanted)
             .await
             .map_err(ReconcileError::of("keep endpoint slice", NAME))?;
@@ -124,7 +138,11 @@ impl Wanted {
             "subsets": [{"addresses": [{"ip": address}],
                 "ports": [{"name": "https", "protocol": "TCP", "port": port}]}],
         });
-        Self { service, slice, endpoints }
+        Self {
+            service,
+            slice,
+            endpoints,
+        }
     }
 }
 
@@ -149,7 +167,9 @@ where
     }
     let before = to_value(&*existing);
     let mut after = before.clone();
-    let (Value::Object(fields), Value::Object(wanted)) = (&mut after, wanted) else { return Ok(()) };
+    let (Value::Object(fields), Value::Object(wanted)) = (&mut after, wanted) else {
+        return Ok(());
+    };
     for (field, value) in wanted {
         if field == "metadata" {
             fields["metadata"]["labels"] = value["labels"].clone();

@@ -37,10 +37,17 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         }
     });
     // Every object that goes may be the last one.
-    for store in context.caches.all().into_iter().filter(|store| store.kind().namespaced) {
+    for store in context
+        .caches
+        .all()
+        .into_iter()
+        .filter(|store| store.kind().namespaced)
+    {
         let (add, namespaces) = (queue.clone(), context.caches.namespaces.clone());
         store.on_meta_change(Box::new(move |old: Option<&ObjectMeta>, new| {
-            let (Some(old), None) = (old, new) else { return };
+            let (Some(old), None) = (old, new) else {
+                return;
+            };
             let key = ObjectKey::new("", old.namespace.clone().unwrap_or_default());
             let terminating = |ns: Arc<Namespace>| ns.metadata.deletion_timestamp.is_some();
             if namespaces.get(&key).is_some_and(terminating) {
@@ -48,7 +55,9 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
             }
         }));
     }
-    let controller = Arc::new(NamespaceController { context: context.clone() });
+    let controller = Arc::new(NamespaceController {
+        context: context.clone(),
+    });
     runner::spawn(tasks, cancel, queue, controller, 2);
 }
 
@@ -65,26 +74,44 @@ impl Reconciler for NamespaceController {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
-        let Some(namespace) = caches.namespaces.get(key) else { return Ok(None) };
+        let Some(namespace) = caches.namespaces.get(key) else {
+            return Ok(None);
+        };
         if namespace.metadata.deletion_timestamp.is_none() {
             return Ok(None);
         }
-        let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.as_ref());
-        if !finalizers.into_iter().flatten().any(|finalizer| finalizer == "kubernetes") {
+        let finalizers = namespace
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.finalizers.as_ref());
+        if !finalizers
+            .into_iter()
+            .flatten()
+            .any(|finalizer| finalizer == "kubernetes")
+        {
             return Ok(None);
         }
         let (remains, failures) = self.empty(&key.name).await;
         let finished = remains.is_empty() && failures.is_empty();
         let mut status = namespace.status.clone().unwrap_or_default();
         status.phase = Some("Terminating".to_owned());
-        status.conditions =
-            Some(conditions(status.conditions.take().unwrap_or_default(), &remains, &failures));
+        status.conditions = Some(conditions(
+            status.conditions.take().unwrap_or_default(),
+            &remains,
+            &failures,
+        ));
         let before = namespace.status.clone().unwrap_or_default();
         if !finished
-            && let Some(patch) =
-                status_diff(namespace.metadata.resource_version.as_deref(), &before, &status)
+            && let Some(patch) = status_diff(
+                namespace.metadata.resource_version.as_deref(),
+                &before,
+                &status,
+            )
         {
-            let patched = caches.namespaces.patch(key, Subresource::Status, patch).await;
+            let patched = caches
+                .namespaces
+                .patch(key, Subresource::Status, patch)
+                .await;
             patched.map_err(ReconcileError::of("update the status of namespace", key))?;
         }
         if let Some(error) = failures.into_values().next() {
@@ -112,8 +139,10 @@ impl NamespaceController {
     ) -> (BTreeMap<Kind, Remains>, BTreeMap<Kind, ClientError>) {
         let mut remains = BTreeMap::new();
         let mut failures = BTreeMap::new();
-        let (pods, rest): (Vec<Kind>, Vec<Kind>) =
-            kinds::ALL.into_iter().filter(|kind| kind.namespaced).partition(|k| *k == kinds::POD);
+        let (pods, rest): (Vec<Kind>, Vec<Kind>) = kinds::ALL
+            .into_iter()
+            .filter(|kind| kind.namespaced)
+            .partition(|k| *k == kinds::POD);
         for stage in [pods, rest] {
             for kind in stage {
                 match self.empty_of(kind, namespace).await {
@@ -152,9 +181,14 @@ impl NamespaceController {
             return Ok(Remains::default());
         }
         let (left, _) = client.list(kind, Some(namespace)).await?;
-        let mut remains = Remains { count: left.len(), ..Default::default() };
+        let mut remains = Remains {
+            count: left.len(),
+            ..Default::default()
+        };
         for object in &left {
-            let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+            let finalizers = object
+                .pointer("/metadata/finalizers")
+                .and_then(Value::as_array);
             for finalizer in finalizers.into_iter().flatten().filter_map(Value::as_str) {
                 *remains.finalizers.entry(finalizer.to_owned()).or_default() += 1;
             }
@@ -178,24 +212,36 @@ fn conditions(
         remains
             .iter()
             .map(|(kind, left)| {
-                format!("{}.{} has {} resource instances", kind.resource, kind.group, left.count)
+                format!(
+                    "{}.{} has {} resource instances",
+                    kind.resource, kind.group, left.count
+                )
             })
             .collect(),
     );
     let holders = join(
-        finalizers.iter().map(|(name, n)| format!("{name} in {n} resource instances")).collect(),
+        finalizers
+            .iter()
+            .map(|(name, n)| format!("{name} in {n} resource instances"))
+            .collect(),
     );
     let causes = join(failures.values().map(ToString::to_string).collect());
     let wanted = [
         (
             "NamespaceDeletionDiscoveryFailure",
             None,
-            ("ResourcesDiscovered", "All resources successfully discovered"),
+            (
+                "ResourcesDiscovered",
+                "All resources successfully discovered",
+            ),
         ),
         (
             "NamespaceDeletionGroupVersionParsingFailure",
             None,
-            ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
+            (
+                "ParsedGroupVersions",
+                "All legacy kube types successfully parsed",
+            ),
         ),
         (
             "NamespaceDeletionContentFailure",
@@ -206,12 +252,18 @@ fn conditions(
                 );
                 ("ContentDeletionFailed", message)
             }),
-            ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+            (
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization",
+            ),
         ),
         (
             "NamespaceContentRemaining",
             (!remains.is_empty()).then(|| {
-                ("SomeResourcesRemain", format!("Some resources are remaining: {resources}"))
+                (
+                    "SomeResourcesRemain",
+                    format!("Some resources are remaining: {resources}"),
+                )
             }),
             ("ContentRemoved", "All content successfully removed"),
         ),
@@ -222,7 +274,10 @@ fn conditions(
                     format!("Some content in the namespace has finalizers remaining: {holders}");
                 ("SomeFinalizersRemain", message)
             }),
-            ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+            (
+                "ContentHasNoFinalizers",
+                "All content-preserving finalizers finished",
+            ),
         ),
     ];
     wanted
@@ -254,16 +309,28 @@ mod tests {
 
     #[test]
     fn conditions_say_what_is_left_and_who_holds_it() {
-        let left = Remains { count: 2, finalizers: [("example.com/hold".to_owned(), 1)].into() };
+        let left = Remains {
+            count: 2,
+            finalizers: [("example.com/hold".to_owned(), 1)].into(),
+        };
         let remains = BTreeMap::from([(kinds::POD, left)]);
         let conditions = conditions(Vec::new(), &remains, &BTreeMap::new());
         let message = |type_: &str| {
-            let found = conditions.iter().find(|c| c.type_ == type_).expect("all five are there");
-            (found.status.clone(), found.message.clone().unwrap_or_default())
+            let found = conditions
+                .iter()
+                .find(|c| c.type_ == type_)
+                .expect("all five are there");
+            (
+                found.status.clone(),
+                found.message.clone().unwrap_or_default(),
+            )
         };
         assert_eq!(
             message("NamespaceContentRemaining"),
-            ("True".into(), "Some resources are remaining: pods. has 2 resource instances".into())
+            (
+                "True".into(),
+                "Some resources are remaining: pods. has 2 resource instances".into()
+            )
         );
         assert_eq!(
             message("NamespaceFinalizersRemaining"),

@@ -8,9 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
-use tholepin_informer::{
-    EventType, ObjectKey, ObjectRef, Recorder, Subresource, WorkQueue,
-};
+use tholepin_informer::{EventType, ObjectKey, ObjectRef, Recorder, Subresource, WorkQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +36,11 @@ pub(crate) fn spawn(
 ) {
     let queue = Arc::new(WorkQueue::<ObjectKey>::new());
     let sets = settings.cluster_cidrs.iter().map(|range| {
-        let mask = if range.addr().is_ipv4() { settings.node_mask_v4 } else { settings.node_mask_v6 };
+        let mask = if range.addr().is_ipv4() {
+            settings.node_mask_v4
+        } else {
+            settings.node_mask_v6
+        };
         CidrSet::new(*range, mask)
     });
     let sets = Arc::new(Mutex::new(sets.collect::<Vec<_>>()));
@@ -70,7 +72,9 @@ pub(crate) fn spawn(
 }
 
 fn ranges_of(node: &Node) -> Vec<IpNet> {
-    let Some(spec) = node.spec.as_ref() else { return Vec::new() };
+    let Some(spec) = node.spec.as_ref() else {
+        return Vec::new();
+    };
     let listed = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
     listed.filter_map(|text| text.parse().ok()).collect()
 }
@@ -82,7 +86,9 @@ impl Reconciler for NodeIpam {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
         // Ranges of nodes that are not listed yet must not be handed out again.
         self.context.caches.nodes.wait_synced().await;
-        let Some(node) = self.context.caches.nodes.get(key) else { return Ok(None) };
+        let Some(node) = self.context.caches.nodes.get(key) else {
+            return Ok(None);
+        };
         if !ranges_of(&node).is_empty() {
             return Ok(None);
         }
@@ -91,7 +97,8 @@ impl Reconciler for NodeIpam {
             tracing::warn!(node = name, "no pod range is left");
             let message = format!("Node {name} status is now: CIDRNotAvailable");
             let about = ObjectRef::node(name);
-            self.recorder.record(about, EventType::Normal, "CIDRNotAvailable", message);
+            self.recorder
+                .record(about, EventType::Normal, "CIDRNotAvailable", message);
             return Ok(Some(EXHAUSTED_RETRY));
         };
         let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
@@ -99,7 +106,13 @@ impl Reconciler for NodeIpam {
             "metadata": {"resourceVersion": node.metadata.resource_version},
             "spec": {"podCIDR": texts.first(), "podCIDRs": texts},
         });
-        match self.context.caches.nodes.patch(key, Subresource::Main, patch).await {
+        match self
+            .context
+            .caches
+            .nodes
+            .patch(key, Subresource::Main, patch)
+            .await
+        {
             Ok(_) => {
                 tracing::info!(node = key.name, ranges = ?texts, "pod ranges assigned");
                 Ok(None)

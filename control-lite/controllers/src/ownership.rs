@@ -9,7 +9,10 @@ use tholepin_informer::{Kind, Selector};
 /// The owner reference with `controller: true`.
 #[must_use]
 pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+    meta.owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
 }
 
 /// The controller reference to the object of `kind` with this metadata.
@@ -72,7 +75,11 @@ pub(crate) fn release_patch(object: &ObjectMeta, uids: &[&str]) -> Value {
 }
 
 fn owners_patch(object: &ObjectMeta, owners: &[OwnerReference]) -> Value {
-    let references = if owners.is_empty() { Value::Null } else { json!(owners) };
+    let references = if owners.is_empty() {
+        Value::Null
+    } else {
+        json!(owners)
+    };
     json!({"metadata": {
         "resourceVersion": object.resource_version,
         "uid": object.uid,
@@ -87,7 +94,9 @@ pub(crate) fn has_labels(
     wanted: Option<&BTreeMap<String, String>>,
 ) -> bool {
     wanted.into_iter().flatten().all(|(key, value)| {
-        labels.and_then(|labels| labels.get(key)).is_some_and(|found| found == value)
+        labels
+            .and_then(|labels| labels.get(key))
+            .is_some_and(|found| found == value)
     })
 }
 
@@ -97,7 +106,11 @@ mod tests {
     use tholepin_informer::{kinds, now};
 
     fn meta(uid: &str) -> ObjectMeta {
-        ObjectMeta { uid: Some(uid.into()), name: Some(uid.into()), ..Default::default() }
+        ObjectMeta {
+            uid: Some(uid.into()),
+            name: Some(uid.into()),
+            ..Default::default()
+        }
     }
 
     fn object(app: &str, owner: Option<&ObjectMeta>) -> ObjectMeta {
@@ -135,6 +148,9 @@ mod tests {
     fn releasing_the_last_owner_removes_the_field() {
         let owner = meta("us");
         let patch = release_patch(&object("web", Some(&owner)), &["us"]);
-        assert_eq!(patch.pointer("/metadata/ownerReferences"), Some(&Value::Null));
+        assert_eq!(
+            patch.pointer("/metadata/ownerReferences"),
+            Some(&Value::Null)
+        );
     }
 }

@@ -8,7 +8,9 @@ pub(crate) fn merge_diff(old: &Value, new: &Value) -> Option<Value> {
     if old == new {
         return None;
     }
-    let (Value::Object(old), Value::Object(new)) = (old, new) else { return Some(new.clone()) };
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return Some(new.clone());
+    };
     let mut patch = Map::new();
     for (field, value) in new {
         match old.get(field) {
@@ -55,7 +57,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn apply(target: &mut Value, patch: &Value) {
-        let Value::Object(patch) = patch else { return *target = patch.clone() };
+        let Value::Object(patch) = patch else {
+            return *target = patch.clone();
+        };
         if !target.is_object() {
             *target = json!({});
         }

@@ -23,7 +23,11 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let queue = Arc::new(WorkQueue::<String>::new());
     let add = queue.clone();
     context.caches.namespaces.on_change(move |change| {
-        if let Some(name) = change.new.as_ref().and_then(|namespace| namespace.metadata.name.clone()) {
+        if let Some(name) = change
+            .new
+            .as_ref()
+            .and_then(|namespace| namespace.metadata.name.clone())
+        {
             add.add(name);
         }
     });
@@ -36,7 +40,9 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
             add.add(old.metadata.namespace.clone().unwrap_or_default());
         }
     });
-    let controller = Arc::new(ServiceAccountController { context: context.clone() });
+    let controller = Arc::new(ServiceAccountController {
+        context: context.clone(),
+    });
     runner::spawn(tasks, cancel, queue, controller, 1);
 }
 
@@ -50,7 +56,12 @@ impl Reconciler for ServiceAccountController {
             .namespaces
             .get(&ObjectKey::new("", namespace))
             .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none());
-        if !active || caches.service_accounts.get(&ObjectKey::new(namespace, NAME)).is_some() {
+        if !active
+            || caches
+                .service_accounts
+                .get(&ObjectKey::new(namespace, NAME))
+                .is_some()
+        {
             return Ok(None);
         }
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
@@ -58,9 +69,10 @@ impl Reconciler for ServiceAccountController {
         match caches.service_accounts.create(namespace, account).await {
             Ok(_) => Ok(None),
             Err(error) if error.is_already_exists() || error.namespace_terminating => Ok(None),
-            Err(error) => {
-                Err(ReconcileError::of("create the default service account in", namespace)(error))
-            }
+            Err(error) => Err(ReconcileError::of(
+                "create the default service account in",
+                namespace,
+            )(error)),
         }
     }
 }

@@ -23,7 +23,11 @@ impl Family {
     }
 
     fn of(address: &str) -> Self {
-        if address.contains(':') { Self::V6 } else { Self::V4 }
+        if address.contains(':') {
+            Self::V6
+        } else {
+            Self::V4
+        }
     }
 }
 
@@ -38,12 +42,20 @@ pub(crate) struct ResolvedPort {
 
 /// The families a Service wants, the primary one first.
 pub(crate) fn families(service: &Service) -> Vec<Family> {
-    let Some(spec) = service.spec.as_ref() else { return vec![Family::V4] };
+    let Some(spec) = service.spec.as_ref() else {
+        return vec![Family::V4];
+    };
     let named: Vec<Family> = spec
         .ip_families
         .iter()
         .flatten()
-        .map(|family| if family == "IPv6" { Family::V6 } else { Family::V4 })
+        .map(|family| {
+            if family == "IPv6" {
+                Family::V6
+            } else {
+                Family::V4
+            }
+        })
         .collect();
     if !named.is_empty() {
         return named;
@@ -59,7 +71,9 @@ pub(crate) fn address(pod: &Pod, family: Family) -> Option<String> {
     let status = pod.status.as_ref()?;
     let listed = status.pod_ips.iter().flatten().map(|address| &address.ip);
     let all = listed.chain(status.pod_ip.as_ref());
-    all.filter(|ip| !ip.is_empty()).find(|ip| Family::of(ip) == family).cloned()
+    all.filter(|ip| !ip.is_empty())
+        .find(|ip| Family::of(ip) == family)
+        .cloned()
 }
 
 /// Whether a pod belongs into endpoints at all.
@@ -127,19 +141,33 @@ pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let here = spec.subdomain.as_ref() == service.metadata.name.as_ref()
         && pod.metadata.namespace == service.metadata.namespace;
-    spec.hostname.clone().filter(|name| here && !name.is_empty())
+    spec.hostname
+        .clone()
+        .filter(|name| here && !name.is_empty())
 }
 
 pub(crate) fn node_name(pod: &Pod) -> Option<String> {
-    pod.spec.as_ref()?.node_name.clone().filter(|name| !name.is_empty())
+    pod.spec
+        .as_ref()?
+        .node_name
+        .clone()
+        .filter(|name| !name.is_empty())
 }
 
 pub(crate) fn publishes_not_ready(service: &Service) -> bool {
-    service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses) == Some(true)
+    service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.publish_not_ready_addresses)
+        == Some(true)
 }
 
 pub(crate) fn is_headless(service: &Service) -> bool {
-    service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
+    service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster_ip.as_deref())
+        == Some("None")
 }
 
 /// The selector, if the Service has one: without it its endpoints are somebody else's.
@@ -154,7 +182,9 @@ pub(crate) fn selector(service: &Service) -> Option<Selector> {
 
 /// The pods a Service selects, in name order.
 pub(crate) fn selected_pods(caches: &Caches, service: &Service) -> Vec<Arc<Pod>> {
-    let Some(selector) = selector(service) else { return Vec::new() };
+    let Some(selector) = selector(service) else {
+        return Vec::new();
+    };
     let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
     let mut pods = caches.pods.list_in(namespace);
     pods.retain(|pod| selector.matches(pod.metadata.labels.as_ref()));
@@ -169,10 +199,15 @@ pub(crate) fn enqueue_services_of_pods(caches: &Arc<Caches>, queue: &Arc<WorkQue
             return;
         }
         let Some(pod) = change.latest() else { return };
-        let before = change.old.as_ref().and_then(|pod| pod.metadata.labels.as_ref());
+        let before = change
+            .old
+            .as_ref()
+            .and_then(|pod| pod.metadata.labels.as_ref());
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         for service in services.list_in(namespace) {
-            let Some(selector) = selector(&service) else { continue };
+            let Some(selector) = selector(&service) else {
+                continue;
+            };
             let now = selector.matches(pod.metadata.labels.as_ref());
             if now || change.old.is_some() && selector.matches(before) {
                 queue.add(ObjectKey::of(&service.metadata));
@@ -183,13 +218,17 @@ pub(crate) fn enqueue_services_of_pods(caches: &Arc<Caches>, queue: &Arc<WorkQue
 
 /// Leaves out changes that no endpoint shows, such as a heartbeat of a container status.
 fn matters(change: &Change<Pod>) -> bool {
-    let (Some(old), Some(new)) = (&change.old, &change.new) else { return true };
+    let (Some(old), Some(new)) = (&change.old, &change.new) else {
+        return true;
+    };
     let shown = |pod: &Pod| {
         (
             pod.metadata.labels.clone(),
             pod.metadata.uid.clone(),
             pod.metadata.deletion_timestamp.is_some(),
-            pod.status.as_ref().map(|status| (status.pod_ips.clone(), status.pod_ip.clone())),
+            pod.status
+                .as_ref()
+                .map(|status| (status.pod_ips.clone(), status.pod_ip.clone())),
             is_pod_terminal(pod),
             tholepin_informer::is_pod_ready(pod),
             node_name(pod),

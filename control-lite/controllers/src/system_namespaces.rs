@@ -21,17 +21,24 @@ struct SystemNamespaces {
 /// Starts the worker. Keys are names.
 pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
     let queue = Arc::new(WorkQueue::<String>::new());
-    NAMES.into_iter().for_each(|name| queue.add(name.to_owned()));
+    NAMES
+        .into_iter()
+        .for_each(|name| queue.add(name.to_owned()));
     let add = queue.clone();
     context.caches.namespaces.on_change(move |change| {
         if change.new.is_none()
-            && let Some(name) = change.old.as_ref().and_then(|old| old.metadata.name.clone())
+            && let Some(name) = change
+                .old
+                .as_ref()
+                .and_then(|old| old.metadata.name.clone())
             && NAMES.contains(&name.as_str())
         {
             add.add(name);
         }
     });
-    let controller = Arc::new(SystemNamespaces { context: context.clone() });
+    let controller = Arc::new(SystemNamespaces {
+        context: context.clone(),
+    });
     runner::spawn(tasks, cancel, queue, controller, 1);
 }
 

@@ -52,12 +52,23 @@ pub struct Caches {
 }
 
 fn node_of(pod: &Pod) -> Option<String> {
-    pod.spec.as_ref()?.node_name.clone().filter(|name| !name.is_empty())
+    pod.spec
+        .as_ref()?
+        .node_name
+        .clone()
+        .filter(|name| !name.is_empty())
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<String> {
-    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
-    Some(format!("{}/{service}", slice.metadata.namespace.as_deref().unwrap_or_default()))
+    let service = slice
+        .metadata
+        .labels
+        .as_ref()?
+        .get("kubernetes.io/service-name")?;
+    Some(format!(
+        "{}/{service}",
+        slice.metadata.namespace.as_deref().unwrap_or_default()
+    ))
 }
 
 impl Caches {
@@ -165,7 +176,10 @@ impl<T: Cached + Clone> Dependents for Store<T> {
     }
 
     fn owned_by(&self, uid: &str) -> Vec<ObjectMeta> {
-        Store::owned_by(self, uid).iter().map(|object| object.meta().clone()).collect()
+        Store::owned_by(self, uid)
+            .iter()
+            .map(|object| object.meta().clone())
+            .collect()
     }
 
     fn meta(&self, key: &ObjectKey) -> Option<ObjectMeta> {
@@ -197,10 +211,11 @@ impl<T: Cached + Clone> Dependents for Store<T> {
         Box::pin(async move {
             match self.get(key) {
                 Some(object) => self.delete(&object, options).await,
-                None => self
-                    .client()
-                    .delete(Store::kind(self), &key.namespace, &key.name, options)
-                    .await,
+                None => {
+                    self.client()
+                        .delete(Store::kind(self), &key.namespace, &key.name, options)
+                        .await
+                }
             }
         })
     }

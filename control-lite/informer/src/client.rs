@@ -23,7 +23,8 @@ pub trait Client: Debug + Send + Sync + 'static {
     async fn watch(&self, kind: Kind, from: u64) -> Result<WatchStream, ClientError>;
 
     /// One object, read from the store and not from a cache.
-    async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Arc<Value>, ClientError>;
+    async fn get(&self, kind: Kind, namespace: &str, name: &str)
+    -> Result<Arc<Value>, ClientError>;
 
     /// Creates an object.
     async fn create(
@@ -53,8 +54,13 @@ pub trait Client: Debug + Send + Sync + 'static {
     ) -> Result<(), ClientError>;
 
     /// Binds a pod to a node (`pods/binding`).
-    async fn bind(&self, namespace: &str, name: &str, uid: &str, node: &str)
-    -> Result<(), ClientError>;
+    async fn bind(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        node: &str,
+    ) -> Result<(), ClientError>;
 
     /// Removes the `kubernetes` finalizer of a namespace (`namespaces/finalize`).
     async fn finalize_namespace(&self, name: &str) -> Result<(), ClientError>;
@@ -135,7 +141,12 @@ impl ClientError {
     /// An error with a code, reason and message.
     #[must_use]
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.to_owned(), message: message.into(), namespace_terminating: false }
+        Self {
+            code,
+            reason: reason.to_owned(),
+            message: message.into(),
+            namespace_terminating: false,
+        }
     }
 
     /// The object does not exist.

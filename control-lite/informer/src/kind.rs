@@ -33,7 +33,13 @@ const fn kind(
     kind: &'static str,
     namespaced: bool,
 ) -> Kind {
-    Kind { group, version: "v1", resource, kind, namespaced }
+    Kind {
+        group,
+        version: "v1",
+        resource,
+        kind,
+        namespaced,
+    }
 }
 
 /// Every kind control-lite serves and controls.
@@ -93,6 +99,7 @@ pub mod kinds {
     #[must_use]
     pub fn by_reference(api_version: &str, kind: &str) -> Option<Kind> {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        ALL.into_iter().find(|known| known.group == group && known.kind == kind)
+        ALL.into_iter()
+            .find(|known| known.group == group && known.kind == kind)
     }
 }

@@ -18,9 +18,14 @@ pub mod testing;
 mod time;
 
 pub use caches::{Caches, Dependents, MetaHandler};
-pub use client::{Client, ClientError, DeleteOptions, Propagation, Subresource, WatchEvent, WatchStream};
+pub use client::{
+    Client, ClientError, DeleteOptions, Propagation, Subresource, WatchEvent, WatchStream,
+};
 pub use kind::{Kind, kinds};
-pub use pod::{is_pod_active, is_pod_available, is_pod_ready, is_pod_terminal, is_pod_terminating, pod_condition};
+pub use pod::{
+    is_pod_active, is_pod_available, is_pod_ready, is_pod_terminal, is_pod_terminating,
+    pod_condition,
+};
 pub use queue::WorkQueue;
 pub use recorder::{EventType, ObjectRef, Recorder};
 pub use selector::{InvalidSelector, Selector};

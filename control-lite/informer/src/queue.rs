@@ -56,7 +56,9 @@ impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
-        self.inner.lock().expect("no code panics while it holds the queue's lock")
+        self.inner
+            .lock()
+            .expect("no code panics while it holds the queue's lock")
     }
 
     /// Puts a key in, once: if it is already waiting nothing changes.
@@ -72,7 +74,11 @@ impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
         }
         let due = Instant::now() + delay;
         let mut inner = self.lock();
-        if inner.delayed_until.get(&key).is_some_and(|known| *known <= due) {
+        if inner
+            .delayed_until
+            .get(&key)
+            .is_some_and(|known| *known <= due)
+        {
             return;
         }
         inner.delayed_until.insert(key.clone(), due);
@@ -170,8 +176,14 @@ impl<K: Clone + Eq + Hash + Ord> Inner<K> {
     }
 
     fn promote_due(&mut self, now: Instant) {
-        while self.delayed.peek().is_some_and(|Reverse((due, _, _))| *due <= now) {
-            let Some(Reverse((due, _, key))) = self.delayed.pop() else { return };
+        while self
+            .delayed
+            .peek()
+            .is_some_and(|Reverse((due, _, _))| *due <= now)
+        {
+            let Some(Reverse((due, _, key))) = self.delayed.pop() else {
+                return;
+            };
             // An entry that an earlier time replaced is stale.
             if self.delayed_until.get(&key) == Some(&due) {
                 self.delayed_until.remove(&key);
@@ -216,7 +228,10 @@ mod tests {
         queue.add(1);
         let key = queue.get().await;
         queue.add(1);
-        assert!(queue.is_empty(), "the same key must not run twice at a time");
+        assert!(
+            queue.is_empty(),
+            "the same key must not run twice at a time"
+        );
         queue.done(&key);
         assert_eq!(queue.get().await, 1);
     }
@@ -231,7 +246,11 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::from_secs(2));
         queue.done(&1);
         queue.add_after(2, Duration::from_secs(60));
-        assert_eq!(queue.get().await, 2, "the replaced 10 s entry must not fire");
+        assert_eq!(
+            queue.get().await,
+            2,
+            "the replaced 10 s entry must not fire"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -109,13 +109,22 @@ impl Recorder {
             buckets: HashMap::new(),
             sequence: 0,
         };
-        (Self { component: "tholepin-control", sender }, task.run(receiver, cancel))
+        (
+            Self {
+                component: "tholepin-control",
+                sender,
+            },
+            task.run(receiver, cancel),
+        )
     }
 
     /// The same recorder for another component.
     #[must_use]
     pub fn component(&self, component: &'static str) -> Self {
-        Self { component, sender: self.sender.clone() }
+        Self {
+            component,
+            sender: self.sender.clone(),
+        }
     }
 
     /// Records an Event. Never waits: when the queue is full it is dropped, which the log says.
@@ -192,8 +201,14 @@ impl RecorderTask {
             self.buckets.retain(|_, bucket| bucket.tokens < BURST - 1.0);
         }
         let now = Timestamp::now();
-        let key = (entry.component, format!("{}/{}", entry.about.uid, entry.about.name));
-        let bucket = self.buckets.entry(key).or_insert(Bucket { tokens: BURST, at: now });
+        let key = (
+            entry.component,
+            format!("{}/{}", entry.about.uid, entry.about.name),
+        );
+        let bucket = self.buckets.entry(key).or_insert(Bucket {
+            tokens: BURST,
+            at: now,
+        });
         let passed_secs = (now.as_millisecond() - bucket.at.as_millisecond()) as f64 / 1000.0;
         bucket.tokens = (bucket.tokens + passed_secs / REFILL_SECS).min(BURST);
         bucket.at = now;
@@ -226,7 +241,13 @@ impl RecorderTask {
             let patch = json!({"count": known.count + 1, "lastTimestamp": entry.at});
             let outcome = self
                 .client
-                .patch(kinds::EVENT, &namespace, &known.name, Subresource::Main, patch)
+                .patch(
+                    kinds::EVENT,
+                    &namespace,
+                    &known.name,
+                    Subresource::Main,
+                    patch,
+                )
                 .await;
             match outcome {
                 Ok(_) => {
@@ -282,7 +303,10 @@ fn event(entry: &Entry, namespace: &str, name: &str) -> Event {
         count: Some(1),
         first_timestamp: Some(entry.at.clone()),
         last_timestamp: Some(entry.at.clone()),
-        source: Some(EventSource { component: Some(entry.component.to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some(entry.component.to_owned()),
+            host: None,
+        }),
         reporting_component: Some(entry.component.to_owned()),
         reporting_instance: Some(String::new()),
         ..Default::default()

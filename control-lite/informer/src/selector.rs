@@ -48,7 +48,11 @@ impl Selector {
                 "NotIn" => Requirement::NotIn(key, values),
                 "Exists" => Requirement::Exists(key),
                 "DoesNotExist" => Requirement::DoesNotExist(key),
-                other => return Err(InvalidSelector::Operator { operator: other.to_owned() }),
+                other => {
+                    return Err(InvalidSelector::Operator {
+                        operator: other.to_owned(),
+                    });
+                }
             });
         }
         Ok(Self { requirements })
@@ -75,14 +79,18 @@ impl Selector {
     #[must_use]
     pub fn matches(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
         let value_of = |key: &String| labels.and_then(|labels| labels.get(key));
-        self.requirements.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => value_of(key).is_some_and(|value| values.contains(value)),
-            Requirement::NotIn(key, values) => {
-                value_of(key).is_none_or(|value| !values.contains(value))
-            }
-            Requirement::Exists(key) => value_of(key).is_some(),
-            Requirement::DoesNotExist(key) => value_of(key).is_none(),
-        })
+        self.requirements
+            .iter()
+            .all(|requirement| match requirement {
+                Requirement::In(key, values) => {
+                    value_of(key).is_some_and(|value| values.contains(value))
+                }
+                Requirement::NotIn(key, values) => {
+                    value_of(key).is_none_or(|value| !values.contains(value))
+                }
+                Requirement::Exists(key) => value_of(key).is_some(),
+                Requirement::DoesNotExist(key) => value_of(key).is_none(),
+            })
     }
 }
 
@@ -104,7 +112,9 @@ mod tests {
 
     fn matches(operator: &str, values: &[&str], app: Option<&str>) -> bool {
         let labels = app.map(|app| BTreeMap::from([("app".to_owned(), app.to_owned())]));
-        Selector::new(&expression(operator, values)).expect("valid").matches(labels.as_ref())
+        Selector::new(&expression(operator, values))
+            .expect("valid")
+            .matches(labels.as_ref())
     }
 
     #[test]
@@ -123,9 +133,14 @@ mod tests {
     fn an_unknown_operator_or_an_empty_set_is_refused() {
         assert_eq!(
             Selector::new(&expression("Near", &["a"])),
-            Err(InvalidSelector::Operator { operator: "Near".into() })
+            Err(InvalidSelector::Operator {
+                operator: "Near".into()
+            })
         );
-        assert_eq!(Selector::new(&expression("In", &[])), Err(InvalidSelector::NoValues));
+        assert_eq!(
+            Selector::new(&expression("In", &[])),
+            Err(InvalidSelector::NoValues)
+        );
     }
 
     #[test]

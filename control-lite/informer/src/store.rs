@@ -67,7 +67,10 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// A key from its parts.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of the object with this metadata.
@@ -122,7 +125,9 @@ pub struct Store<T> {
 
 impl<T> Debug for Store<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,7 +142,10 @@ struct State<T> {
 }
 
 fn revision_of(meta: &ObjectMeta) -> u64 {
-    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+    meta.resource_version
+        .as_deref()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
 impl<T: Cached> Store<T> {
@@ -171,23 +179,34 @@ impl<T: Cached> Store<T> {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State<T>> {
-        self.state.read().expect("no code panics while it holds a cache's lock")
+        self.state
+            .read()
+            .expect("no code panics while it holds a cache's lock")
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State<T>> {
-        self.state.write().expect("no code panics while it holds a cache's lock")
+        self.state
+            .write()
+            .expect("no code panics while it holds a cache's lock")
     }
 
     /// Calls `handler` for every change, on the task that saw it. It must be short and not block.
     pub fn on_change(&self, handler: impl Fn(&Change<T>) + Send + Sync + 'static) {
-        let mut handlers = self.handlers.write().expect("no code panics while it holds this lock");
+        let mut handlers = self
+            .handlers
+            .write()
+            .expect("no code panics while it holds this lock");
         handlers.push(Arc::new(handler));
     }
 
     /// Waits for the first complete list.
     pub async fn wait_synced(&self) {
         // An error means the sender is gone, which it is not while `self` lives.
-        self.synced.subscribe().wait_for(|synced| *synced).await.ok();
+        self.synced
+            .subscribe()
+            .wait_for(|synced| *synced)
+            .await
+            .ok();
     }
 
     /// One object.
@@ -220,14 +239,20 @@ impl<T: Cached> Store<T> {
     pub fn owned_by(&self, uid: &str) -> Vec<Arc<T>> {
         let state = self.read();
         let keys = state.by_owner.get(uid);
-        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| state.objects.get(key).cloned())
+            .collect()
     }
 
     /// Objects whose indexer gave `value`.
     pub fn by_index(&self, value: &str) -> Vec<Arc<T>> {
         let state = self.read();
         let keys = state.index.get(value);
-        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| state.objects.get(key).cloned())
+            .collect()
     }
 
     /// Creates an object and caches the result.
@@ -249,8 +274,10 @@ impl<T: Cached> Store<T> {
         subresource: Subresource,
         patch: Value,
     ) -> Result<Arc<T>, ClientError> {
-        let value =
-            self.client.patch(self.kind, &key.namespace, &key.name, subresource, patch).await?;
+        let value = self
+            .client
+            .patch(self.kind, &key.namespace, &key.name, subresource, patch)
+            .await?;
         self.wrote(&value)
     }
 
@@ -263,7 +290,10 @@ impl<T: Cached> Store<T> {
         T: Clone,
     {
         let key = ObjectKey::of(object.meta());
-        let result = self.client.delete(self.kind, &key.namespace, &key.name, options).await;
+        let result = self
+            .client
+            .delete(self.kind, &key.namespace, &key.name, options)
+            .await;
         if result.is_ok() || result.as_ref().is_err_and(ClientError::is_not_found) {
             self.mark_deleted(&key, object.meta().uid.as_deref().unwrap_or_default());
         }
@@ -276,7 +306,9 @@ impl<T: Cached> Store<T> {
     {
         let change = {
             let mut state = self.write();
-            let Some(cached) = state.objects.get(key).cloned() else { return };
+            let Some(cached) = state.objects.get(key).cloned() else {
+                return;
+            };
             if cached.meta().uid.as_deref() != Some(uid) {
                 return;
             }
@@ -288,16 +320,26 @@ impl<T: Cached> Store<T> {
             marked.meta_mut().deletion_timestamp = Some(time::now());
             let marked = Arc::new(marked);
             state.insert(marked.clone(), self.indexer);
-            Change { old: Some(cached), new: Some(marked) }
+            Change {
+                old: Some(cached),
+                new: Some(marked),
+            }
         };
         self.notify(&change);
     }
 
     fn parse(&self, value: &Value) -> Result<T, ClientError> {
         let mut object = T::deserialize(value).map_err(|error| {
-            let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+            let name = value
+                .pointer("/metadata/name")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             let kind = self.kind.kind;
-            ClientError::new(500, "InternalError", format!("cannot read {kind} {name:?}: {error}"))
+            ClientError::new(
+                500,
+                "InternalError",
+                format!("cannot read {kind} {name:?}: {error}"),
+            )
         })?;
         // Nothing here reads them, and they are often half of an object.
         object.meta_mut().managed_fields = None;
@@ -315,18 +357,27 @@ impl<T: Cached> Store<T> {
                 return Ok(object);
             }
             let old = state.objects.get(&ObjectKey::of(object.meta())).cloned();
-            if old.as_ref().is_some_and(|old| revision_of(old.meta()) >= revision) {
+            if old
+                .as_ref()
+                .is_some_and(|old| revision_of(old.meta()) >= revision)
+            {
                 return Ok(object);
             }
             // A patch that removed the last finalizer of a deleted object removed the object.
             let gone = object.meta().deletion_timestamp.is_some()
                 && object.meta().finalizers.as_ref().is_none_or(Vec::is_empty)
-                && object.meta().deletion_grace_period_seconds.is_none_or(|grace| grace == 0);
+                && object
+                    .meta()
+                    .deletion_grace_period_seconds
+                    .is_none_or(|grace| grace == 0);
             if gone {
                 return Ok(object);
             }
             state.insert(object.clone(), self.indexer);
-            Change { old, new: Some(object.clone()) }
+            Change {
+                old,
+                new: Some(object.clone()),
+            }
         };
         self.notify(&change);
         Ok(object)
@@ -346,7 +397,10 @@ impl<T: Cached> Store<T> {
             let key = ObjectKey::of(object.meta());
             let old = state.objects.get(&key).cloned();
             // Written through already, or an older state than the one we wrote.
-            if old.as_ref().is_some_and(|old| revision_of(old.meta()) >= revision) {
+            if old
+                .as_ref()
+                .is_some_and(|old| revision_of(old.meta()) >= revision)
+            {
                 return;
             }
             let uid = object.meta().uid.clone().unwrap_or_default();
@@ -357,25 +411,39 @@ impl<T: Cached> Store<T> {
             }
             let object = Arc::new(object);
             state.insert(object.clone(), self.indexer);
-            Change { old, new: Some(object) }
+            Change {
+                old,
+                new: Some(object),
+            }
         };
         self.notify(&change);
     }
 
     /// Reflector: an object is gone.
     pub(crate) fn removed(&self, value: &Value) {
-        let Ok(object) = self.parse(value) else { return };
+        let Ok(object) = self.parse(value) else {
+            return;
+        };
         let change = {
             let mut state = self.write();
             let revision = revision_of(object.meta());
             state.seen_revision = state.seen_revision.max(revision);
-            state.deleted_uids.remove(object.meta().uid.as_deref().unwrap_or_default());
+            state
+                .deleted_uids
+                .remove(object.meta().uid.as_deref().unwrap_or_default());
             let key = ObjectKey::of(object.meta());
             // A newer object of that name may have been written through already.
-            if state.objects.get(&key).is_none_or(|held| held.meta().uid != object.meta().uid) {
+            if state
+                .objects
+                .get(&key)
+                .is_none_or(|held| held.meta().uid != object.meta().uid)
+            {
                 return;
             }
-            Change { old: state.remove(&key, self.indexer), new: None }
+            Change {
+                old: state.remove(&key, self.indexer),
+                new: None,
+            }
         };
         self.notify(&change);
     }
@@ -401,13 +469,14 @@ impl<T: Cached> Store<T> {
             let gone: Vec<ObjectKey> = state
                 .objects
                 .iter()
-                .filter(|(key, held)| {
-                    !listed.contains(key) && revision_of(held.meta()) <= revision
-                })
+                .filter(|(key, held)| !listed.contains(key) && revision_of(held.meta()) <= revision)
                 .map(|(key, _)| key.clone())
                 .collect();
             gone.iter()
-                .map(|key| Change { old: state.remove(key, self.indexer), new: None })
+                .map(|key| Change {
+                    old: state.remove(key, self.indexer),
+                    new: None,
+                })
                 .collect()
         };
         for change in &changes {
@@ -417,8 +486,11 @@ impl<T: Cached> Store<T> {
     }
 
     fn notify(&self, change: &Change<T>) {
-        let handlers =
-            self.handlers.read().expect("no code panics while it holds this lock").clone();
+        let handlers = self
+            .handlers
+            .read()
+            .expect("no code panics while it holds this lock")
+            .clone();
         for handler in &handlers {
             handler(change);
         }
@@ -430,7 +502,10 @@ impl<T: Cached> State<T> {
         let key = ObjectKey::of(object.meta());
         self.remove(&key, indexer);
         for owner in object.meta().owner_references.iter().flatten() {
-            self.by_owner.entry(owner.uid.clone()).or_default().insert(key.clone());
+            self.by_owner
+                .entry(owner.uid.clone())
+                .or_default()
+                .insert(key.clone());
         }
         if let Some(value) = indexer.and_then(|indexer| indexer(&object)) {
             self.index.entry(value).or_default().insert(key.clone());

@@ -73,7 +73,9 @@ impl MemoryApi {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics while it holds the lock")
+        self.state
+            .lock()
+            .expect("no test panics while it holds the lock")
     }
 
     /// Asks `fault` before every write; `Some` refuses it.
@@ -92,7 +94,12 @@ impl MemoryApi {
     /// The present objects of a kind.
     pub fn objects(&self, kind: Kind) -> Vec<Arc<Value>> {
         let state = self.lock();
-        state.objects.iter().filter(|((of, ..), _)| *of == kind).map(|(_, v)| v.clone()).collect()
+        state
+            .objects
+            .iter()
+            .filter(|((of, ..), _)| *of == kind)
+            .map(|(_, v)| v.clone())
+            .collect()
     }
 
     /// How many revisions there were: an unchanged number means nothing was written.
@@ -142,13 +149,18 @@ impl State {
 }
 
 fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else { return *target = patch.clone() };
+    let Value::Object(patch) = patch else {
+        return *target = patch.clone();
+    };
     if !target.is_object() {
         *target = json!({});
     }
     for (field, value) in patch {
         if value.is_null() {
-            target.as_object_mut().expect("made one above").remove(field);
+            target
+                .as_object_mut()
+                .expect("made one above")
+                .remove(field);
         } else {
             merge(&mut target[field], value);
         }
@@ -169,7 +181,10 @@ fn conflict(key: &Key) -> ClientError {
 }
 
 fn has_finalizers(object: &Value) -> bool {
-    object.pointer("/metadata/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty())
+    object
+        .pointer("/metadata/finalizers")
+        .and_then(Value::as_array)
+        .is_some_and(|f| !f.is_empty())
 }
 
 #[async_trait]
@@ -209,7 +224,12 @@ impl Client for MemoryApi {
             .boxed())
     }
 
-    async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Arc<Value>, ClientError> {
+    async fn get(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, ClientError> {
         self.lock().find(&key(kind, namespace, name))
     }
 
@@ -223,10 +243,15 @@ impl Client for MemoryApi {
         state.fail(Operation::Create, kind)?;
         let uid = uuid::Uuid::new_v4().to_string();
         if object.pointer("/metadata/name").is_none() {
-            let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default();
+            let prefix = object["metadata"]["generateName"]
+                .as_str()
+                .unwrap_or_default();
             object["metadata"]["name"] = json!(format!("{prefix}{}", &uid[..5]));
         }
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let key = key(kind, namespace, &name);
         if state.objects.contains_key(&key) {
             let message = format!("{} \"{name}\" already exists", kind.resource);
@@ -285,7 +310,9 @@ impl Client for MemoryApi {
         if new == *old {
             return Ok(old);
         }
-        if new.pointer("/metadata/deletionTimestamp").is_some() && !has_finalizers(&new) && kind != kinds::POD
+        if new.pointer("/metadata/deletionTimestamp").is_some()
+            && !has_finalizers(&new)
+            && kind != kinds::POD
         {
             return Ok(state.remove(&key, new));
         }
@@ -303,7 +330,11 @@ impl Client for MemoryApi {
         state.fail(Operation::Delete, kind)?;
         let key = key(kind, namespace, name);
         let mut object = Value::clone(&*state.find(&key)?);
-        if options.uid.as_deref().is_some_and(|uid| object["metadata"]["uid"] != uid) {
+        if options
+            .uid
+            .as_deref()
+            .is_some_and(|uid| object["metadata"]["uid"] != uid)
+        {
             return Err(conflict(&key));
         }
         let finalizer = match options.propagation {
@@ -340,7 +371,13 @@ impl Client for MemoryApi {
         Ok(())
     }
 
-    async fn bind(&self, namespace: &str, name: &str, uid: &str, node: &str) -> Result<(), ClientError> {
+    async fn bind(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        node: &str,
+    ) -> Result<(), ClientError> {
         let mut state = self.lock();
         state.fail(Operation::Bind, kinds::POD)?;
         let key = key(kinds::POD, namespace, name);

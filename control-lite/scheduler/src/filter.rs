@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
 
 use crate::node_info::{HostPort, NodeInfo, host_ports};
 use crate::resources::Resources;
@@ -18,7 +20,10 @@ pub(crate) struct Rejection {
 }
 
 fn because(reason: impl Into<String>, unresolvable: bool) -> Result<(), Rejection> {
-    Err(Rejection { reasons: vec![reason.into()], unresolvable })
+    Err(Rejection {
+        reasons: vec![reason.into()],
+        unresolvable,
+    })
 }
 
 /// Runs every filter in upstream's order; the first that refuses decides.
@@ -45,7 +50,11 @@ fn node_unschedulable(pod: &Pod, node: &Node) -> Result<(), Rejection> {
 }
 
 fn node_name(pod: &Pod, info: &NodeInfo) -> Result<(), Rejection> {
-    let wanted = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+    let wanted = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.node_name.as_deref())
+        .unwrap_or_default();
     if !wanted.is_empty() && wanted != info.name() {
         return because("node(s) didn't match the requested node name", true);
     }
@@ -61,7 +70,10 @@ fn taints(pod: &Pod, node: &Node) -> Result<(), Rejection> {
     match refused {
         Some(taint) => {
             let value = taint.value.as_deref().unwrap_or_default();
-            because(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key), true)
+            because(
+                format!("node(s) had untolerated taint {{{}: {value}}}", taint.key),
+                true,
+            )
         }
         None => Ok(()),
     }
@@ -69,7 +81,8 @@ fn taints(pod: &Pod, node: &Node) -> Result<(), Rejection> {
 
 pub(crate) fn tolerations(pod: &Pod) -> &[Toleration] {
     let spec = pod.spec.as_ref();
-    spec.and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
+    spec.and_then(|spec| spec.tolerations.as_deref())
+        .unwrap_or_default()
 }
 
 /// Whether any of the tolerations covers the taint.
@@ -89,25 +102,40 @@ pub(crate) fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
             // An empty key with Equal matches only an empty key; validation refuses it.
             _ => {
                 !key.is_empty()
-                    && same(toleration.value.as_deref(), taint.value.as_deref().unwrap_or_default())
+                    && same(
+                        toleration.value.as_deref(),
+                        taint.value.as_deref().unwrap_or_default(),
+                    )
             }
         }
     })
 }
 
 fn node_affinity(pod: &Pod, node: &Node) -> Result<(), Rejection> {
-    let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
+    let Some(spec) = pod.spec.as_ref() else {
+        return Ok(());
+    };
     let none = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&none);
-    let selected =
-        spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let selected = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key) == Some(value));
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+        .and_then(|affinity| {
+            affinity
+                .required_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
     let admitted = required.is_none_or(|required| {
-        required.node_selector_terms.iter().any(|term| term_matches(term, node))
+        required
+            .node_selector_terms
+            .iter()
+            .any(|term| term_matches(term, node))
     });
     if selected && admitted {
         return Ok(());
@@ -124,8 +152,12 @@ pub(crate) fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
     }
     let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
     let field = |key: &str| (key == "metadata.name").then(|| node.metadata.name.as_deref())?;
-    expressions.iter().all(|requirement| requirement_holds(requirement, label(&requirement.key)))
-        && fields.iter().all(|requirement| requirement_holds(requirement, field(&requirement.key)))
+    expressions
+        .iter()
+        .all(|requirement| requirement_holds(requirement, label(&requirement.key)))
+        && fields
+            .iter()
+            .all(|requirement| requirement_holds(requirement, field(&requirement.key)))
 }
 
 fn requirement_holds(requirement: &NodeSelectorRequirement, found: Option<&str>) -> bool {
@@ -152,7 +184,10 @@ fn ports(pod: &Pod, info: &NodeInfo) -> Result<(), Rejection> {
         .iter()
         .any(|wanted| info.host_ports.iter().any(|held| ports_clash(wanted, held)));
     if clash {
-        return because("node(s) didn't have free ports for the requested pod ports", false);
+        return because(
+            "node(s) didn't have free ports for the requested pod ports",
+            false,
+        );
     }
     Ok(())
 }
@@ -172,7 +207,11 @@ fn fit(pod: &Pod, info: &NodeInfo) -> Result<(), Rejection> {
     let wanted = Resources::requested(pod);
     // Upstream's order: cpu, memory, ephemeral storage, then the others.
     let first = ["cpu", "memory", "ephemeral-storage"];
-    let others = wanted.0.keys().map(String::as_str).filter(|name| !first.contains(name));
+    let others = wanted
+        .0
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !first.contains(name));
     for name in first.into_iter().chain(others) {
         let (amount, total) = (wanted.get(name), info.allocatable.get(name));
         if amount > 0 && amount > total - info.requested.get(name) {
@@ -180,9 +219,15 @@ fn fit(pod: &Pod, info: &NodeInfo) -> Result<(), Rejection> {
             unresolvable |= amount > total;
         }
     }
-    if reasons.is_empty() { Ok(()) } else { Err(Rejection { reasons, unresolvable }) }
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        Err(Rejection {
+            reasons,
+            unresolvable,
+        })
+    }
 }
 
 #[cfg(test)]
-#[path = "filter_tests.rs"]
 mod tests;

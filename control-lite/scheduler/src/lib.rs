@@ -7,8 +7,8 @@ mod filter;
 mod message;
 mod node_info;
 mod resources;
-mod score;
 mod scheduler;
+mod score;
 
 use std::sync::Arc;
 
@@ -57,7 +57,10 @@ fn watch_pods(
     caches.pods.on_change(move |change: &Change<Pod>| {
         if let Some(pod) = change.new.as_ref().filter(|pod| wants_node(pod)) {
             // Our own note of the reason must not start the next try.
-            let tried = change.old.as_ref().is_some_and(|old| same_demands(old, pod));
+            let tried = change
+                .old
+                .as_ref()
+                .is_some_and(|old| same_demands(old, pod));
             if !tried {
                 queue.add(ObjectKey::of(&pod.metadata));
             }
@@ -76,7 +79,11 @@ fn watch_pods(
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+    pod.spec
+        .as_ref()?
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
 }
 
 fn occupies(pod: &Pod) -> bool {
@@ -117,7 +124,15 @@ fn shown(node: &Node) -> impl PartialEq + '_ {
     (
         node.metadata.labels.as_ref(),
         node.metadata.deletion_timestamp.is_some(),
-        node.spec.as_ref().map(|spec| (spec.unschedulable, spec.taints.as_ref())),
-        status.map(|status| (status.allocatable.as_ref(), status.capacity.as_ref(), status.images.as_ref())),
+        node.spec
+            .as_ref()
+            .map(|spec| (spec.unschedulable, spec.taints.as_ref())),
+        status.map(|status| {
+            (
+                status.allocatable.as_ref(),
+                status.capacity.as_ref(),
+                status.images.as_ref(),
+            )
+        }),
     )
 }

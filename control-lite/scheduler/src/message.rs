@@ -12,7 +12,9 @@ pub(crate) fn unschedulable<'a>(
     if node_count == 0 {
         return "no nodes available to schedule pods".to_owned();
     }
-    let reasons = rejections.clone().flat_map(|rejection| rejection.reasons.iter().map(String::as_str));
+    let reasons = rejections
+        .clone()
+        .flat_map(|rejection| rejection.reasons.iter().map(String::as_str));
     let head = format!("0/{node_count} nodes are available");
     let preemption = rejections.map(|rejection| {
         if rejection.unresolvable {
@@ -21,7 +23,11 @@ pub(crate) fn unschedulable<'a>(
             "No preemption victims found for incoming pod"
         }
     });
-    format!("{head}: {}. preemption: {head}: {}.", histogram(reasons), histogram(preemption))
+    format!(
+        "{head}: {}. preemption: {head}: {}.",
+        histogram(reasons),
+        histogram(preemption)
+    )
 }
 
 fn histogram<'a>(reasons: impl Iterator<Item = &'a str>) -> String {
@@ -29,8 +35,10 @@ fn histogram<'a>(reasons: impl Iterator<Item = &'a str>) -> String {
     for reason in reasons {
         *counts.entry(reason).or_default() += 1;
     }
-    let mut parts: Vec<String> =
-        counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let mut parts: Vec<String> = counts
+        .into_iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
     parts.sort();
     parts.join(", ")
 }
@@ -42,7 +50,10 @@ mod tests {
     #[test]
     fn reasons_are_counted_and_sorted_as_upstream_does() {
         let rejections = [
-            Rejection { reasons: vec!["Insufficient cpu".into()], unresolvable: false },
+            Rejection {
+                reasons: vec!["Insufficient cpu".into()],
+                unresolvable: false,
+            },
             Rejection {
                 reasons: vec!["node(s) had untolerated taint {dedicated: db}".into()],
                 unresolvable: true,
@@ -54,6 +65,9 @@ mod tests {
              preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, \
              1 Preemption is not helpful for scheduling."
         );
-        assert_eq!(unschedulable(0, [].iter()), "no nodes available to schedule pods");
+        assert_eq!(
+            unschedulable(0, [].iter()),
+            "no nodes available to schedule pods"
+        );
     }
 }

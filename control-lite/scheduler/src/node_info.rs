@@ -43,7 +43,8 @@ impl NodeInfo {
     /// Counts a pod in.
     pub(crate) fn add(&mut self, pod: Arc<Pod>) {
         self.requested.add(&Resources::requested(&pod));
-        self.requested_for_score.add(&Resources::requested_for_score(&pod));
+        self.requested_for_score
+            .add(&Resources::requested_for_score(&pod));
         self.host_ports.extend(host_ports(&pod));
         self.pods.push(pod);
     }
@@ -58,7 +59,11 @@ pub(crate) fn host_ports(pod: &Pod) -> Vec<HostPort> {
             let number = port.host_port.filter(|number| *number > 0)?;
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
             let address = port.host_ip.clone().filter(|ip| !ip.is_empty());
-            Some((protocol, address.unwrap_or_else(|| "0.0.0.0".to_owned()), number))
+            Some((
+                protocol,
+                address.unwrap_or_else(|| "0.0.0.0".to_owned()),
+                number,
+            ))
         })
         .collect()
 }
@@ -78,14 +83,19 @@ impl Snapshot {
             self.nodes.remove(name);
             return;
         };
-        let mut pods: Vec<Arc<Pod>> =
-            bound.into_iter().filter(|pod| !is_pod_terminal(pod)).collect();
+        let mut pods: Vec<Arc<Pod>> = bound
+            .into_iter()
+            .filter(|pod| !is_pod_terminal(pod))
+            .collect();
         for (uid, (at, pod)) in &self.assumed {
-            let seen = pods.iter().any(|bound| bound.metadata.uid.as_ref() == Some(uid));
+            let seen = pods
+                .iter()
+                .any(|bound| bound.metadata.uid.as_ref() == Some(uid));
             if at == name && !seen {
                 pods.push(pod.clone());
             }
         }
-        self.nodes.insert(name.to_owned(), NodeInfo::new(node, pods));
+        self.nodes
+            .insert(name.to_owned(), NodeInfo::new(node, pods));
     }
 }

@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tholepin_apimachinery::quantity;
 
-
 /// Amounts by resource: cpu in thousandths, everything else in whole units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resources(pub(crate) BTreeMap<String, i64>);
@@ -38,10 +37,17 @@ impl Resources {
         let amount = |name: &str, text: &Quantity| {
             // The API admits only what parses.
             let parsed = quantity::Quantity::parse(&text.0).unwrap_or(quantity::Quantity::ZERO);
-            if name == "cpu" { parsed.millis() } else { parsed.units() }
+            if name == "cpu" {
+                parsed.millis()
+            } else {
+                parsed.units()
+            }
         };
         let list = list.into_iter().flatten();
-        Self(list.map(|(name, quantity)| (name.clone(), amount(name, quantity))).collect())
+        Self(
+            list.map(|(name, quantity)| (name.clone(), amount(name, quantity)))
+                .collect(),
+        )
     }
 
     /// What a node offers to pods.
@@ -63,22 +69,32 @@ impl Resources {
     }
 
     fn request(pod: &Pod, non_zero: bool) -> Self {
-        let Some(spec) = pod.spec.as_ref() else { return Self::default() };
+        let Some(spec) = pod.spec.as_ref() else {
+            return Self::default();
+        };
         let of = |resources: Option<&BTreeMap<String, Quantity>>| {
             let mut list = Self::of(resources);
             if non_zero {
                 list.0.entry("cpu".to_owned()).or_insert(DEFAULT_CPU_MILLI);
-                list.0.entry("memory".to_owned()).or_insert(DEFAULT_MEMORY_BYTES);
+                list.0
+                    .entry("memory".to_owned())
+                    .or_insert(DEFAULT_MEMORY_BYTES);
             }
             list
         };
         let mut total = Self::default();
         for container in &spec.containers {
-            total.add(&of(container.resources.as_ref().and_then(|r| r.requests.as_ref())));
+            total.add(&of(container
+                .resources
+                .as_ref()
+                .and_then(|r| r.requests.as_ref())));
         }
         let (mut sidecars, mut initial) = (Self::default(), Self::default());
         for container in spec.init_containers.iter().flatten() {
-            let mut wanted = of(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
+            let mut wanted = of(container
+                .resources
+                .as_ref()
+                .and_then(|r| r.requests.as_ref()));
             if container.restart_policy.as_deref() == Some("Always") {
                 total.add(&wanted);
                 sidecars.add(&wanted);

@@ -36,7 +36,10 @@ pub(crate) struct Notes {
 
 impl Notes {
     pub(crate) fn node(&self, name: String) {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        self.nodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name);
     }
 
     fn take(&self) -> BTreeSet<String> {
@@ -76,7 +79,9 @@ impl Parked {
 }
 
 fn back_off(attempts: u32) -> Duration {
-    FIRST_BACK_OFF.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(LAST_BACK_OFF)
+    FIRST_BACK_OFF
+        .saturating_mul(1 << attempts.saturating_sub(1).min(8))
+        .min(LAST_BACK_OFF)
 }
 
 /// The outcome of a binding.
@@ -116,7 +121,8 @@ impl Scheduler {
         for name in self.notes.take() {
             let node = self.caches.nodes.get(&ObjectKey::new("", &name));
             let node = node.filter(|node| node.metadata.deletion_timestamp.is_none());
-            self.snapshot.refresh(&name, node, self.caches.pods.by_index(&name));
+            self.snapshot
+                .refresh(&name, node, self.caches.pods.by_index(&name));
         }
     }
 
@@ -141,7 +147,8 @@ impl Scheduler {
                 tracing::debug!(%key, attempts, message, "pod does not fit");
                 let about = ObjectRef::of(kinds::POD, &pod.metadata);
                 let warning = EventType::Warning;
-                self.recorder.record(about, warning, "FailedScheduling", message.clone());
+                self.recorder
+                    .record(about, warning, "FailedScheduling", message.clone());
                 self.note_condition(&pod, "Unschedulable", &message).await;
             }
         }
@@ -175,7 +182,10 @@ impl Scheduler {
             .map(|(info, _)| info)
             .collect();
         let chosen = equals.choose(&mut rand::rng());
-        Ok(chosen.expect("at least one node has the best score").name().to_owned())
+        Ok(chosen
+            .expect("at least one node has the best score")
+            .name()
+            .to_owned())
     }
 
     /// What selects the pods of the same Services and owner.
@@ -185,10 +195,18 @@ impl Scheduler {
         let mut merged = LabelSelector::default();
         let mut found = false;
         for service in self.caches.services.list_in(namespace) {
-            let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-            let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { continue };
+            let selector = service
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.selector.as_ref());
+            let Some(selector) = selector.filter(|selector| !selector.is_empty()) else {
+                continue;
+            };
             if Selector::from_labels(Some(selector)).matches(labels) {
-                merged.match_labels.get_or_insert_default().extend(selector.clone());
+                merged
+                    .match_labels
+                    .get_or_insert_default()
+                    .extend(selector.clone());
                 found = true;
             }
         }
@@ -200,7 +218,10 @@ impl Scheduler {
                 && let Some(spec) = set.spec.as_ref()
             {
                 let own = spec.selector.clone();
-                merged.match_labels.get_or_insert_default().extend(own.match_labels.unwrap_or_default());
+                merged
+                    .match_labels
+                    .get_or_insert_default()
+                    .extend(own.match_labels.unwrap_or_default());
                 merged
                     .match_expressions
                     .get_or_insert_default()
@@ -214,7 +235,11 @@ impl Scheduler {
                 found = true;
             }
         }
-        if found { Selector::new(&merged).ok() } else { None }
+        if found {
+            Selector::new(&merged).ok()
+        } else {
+            None
+        }
     }
 
     fn assume_and_bind(
@@ -228,27 +253,44 @@ impl Scheduler {
         if let Some(info) = self.snapshot.nodes.get_mut(&node) {
             info.add(pod.clone());
         }
-        self.snapshot.assumed.insert(uid.clone(), (node.clone(), pod));
+        self.snapshot
+            .assumed
+            .insert(uid.clone(), (node.clone(), pod));
         self.parked.forget(key);
         let (client, key, sender) = (self.caches.client().clone(), key.clone(), sender.clone());
         tokio::spawn(async move {
             let outcome = client.bind(&key.namespace, &key.name, &uid, &node).await;
             // The task is gone only when the process ends.
-            sender.send(Bound { key, uid, node, outcome }).ok();
+            sender
+                .send(Bound {
+                    key,
+                    uid,
+                    node,
+                    outcome,
+                })
+                .ok();
         });
     }
 
     /// A binding ended: it is in the caches soon, or never.
     fn settle(&mut self, bound: Bound) {
-        let Bound { key, uid, node, outcome } = bound;
+        let Bound {
+            key,
+            uid,
+            node,
+            outcome,
+        } = bound;
         self.notes.node(node.clone());
         match outcome {
             Ok(()) => {
                 tracing::debug!(%key, node, "bound");
-                let Some((_, pod)) = self.snapshot.assumed.get(&uid) else { return };
+                let Some((_, pod)) = self.snapshot.assumed.get(&uid) else {
+                    return;
+                };
                 let about = ObjectRef::of(kinds::POD, &pod.metadata);
                 let message = format!("Successfully assigned {key} to {node}");
-                self.recorder.record(about, EventType::Normal, "Scheduled", message);
+                self.recorder
+                    .record(about, EventType::Normal, "Scheduled", message);
                 self.expire_assumed();
             }
             Err(error) => {
@@ -288,20 +330,28 @@ impl Scheduler {
             .and_then(|known| known.last_transition_time.clone())
             .unwrap_or_else(now);
         let status = pod.status.as_ref();
-        let mut conditions: Vec<_> =
-            status.and_then(|status| status.conditions.clone()).unwrap_or_default();
+        let mut conditions: Vec<_> = status
+            .and_then(|status| status.conditions.clone())
+            .unwrap_or_default();
         conditions.retain(|condition| condition.type_ != "PodScheduled");
         let mut conditions = json!(conditions);
         if let Some(list) = conditions.as_array_mut() {
-            list.push(json!({"type": "PodScheduled", "status": "False", "reason": reason,
-                "message": message, "lastTransitionTime": since}));
+            list.push(
+                json!({"type": "PodScheduled", "status": "False", "reason": reason,
+                "message": message, "lastTransitionTime": since}),
+            );
         }
         let patch = json!({
             "metadata": {"resourceVersion": pod.metadata.resource_version},
             "status": {"conditions": conditions},
         });
         let key = ObjectKey::of(&pod.metadata);
-        match self.caches.pods.patch(&key, Subresource::Status, patch).await {
+        match self
+            .caches
+            .pods
+            .patch(&key, Subresource::Status, patch)
+            .await
+        {
             Err(error) if !error.is_conflict() && !error.is_not_found() => {
                 tracing::warn!(%key, %error, "failed to note why the pod is not scheduled");
             }
@@ -313,8 +363,10 @@ impl Scheduler {
 /// Whether the pod is ours to schedule.
 pub(crate) fn wants_node(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
-    let unassigned =
-        spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().is_empty();
+    let unassigned = spec
+        .and_then(|spec| spec.node_name.as_deref())
+        .unwrap_or_default()
+        .is_empty();
     let ours = matches!(
         spec.and_then(|spec| spec.scheduler_name.as_deref()),
         None | Some("" | "default-scheduler")
@@ -323,7 +375,10 @@ pub(crate) fn wants_node(pod: &Pod) -> bool {
 }
 
 fn has_gates(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty())
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_ref())
+        .is_some_and(|g| !g.is_empty())
 }
 
 /// A demand nobody here can keep: such a pod waits and says so, instead of running where it must not.
@@ -332,14 +387,20 @@ fn unsupported(pod: &Pod) -> Option<&'static str> {
     let affinity = spec.affinity.as_ref();
     if affinity
         .and_then(|affinity| affinity.pod_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+        .and_then(|a| {
+            a.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        })
         .is_some_and(|terms| !terms.is_empty())
     {
         return Some("required pod affinity");
     }
     if affinity
         .and_then(|affinity| affinity.pod_anti_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+        .and_then(|a| {
+            a.required_during_scheduling_ignored_during_execution
+                .as_ref()
+        })
         .is_some_and(|terms| !terms.is_empty())
     {
         return Some("required pod anti-affinity");

@@ -22,8 +22,14 @@ pub(crate) fn score(
     all_nodes: usize,
 ) -> Vec<f64> {
     let wanted = Resources::requested_for_score(pod);
-    let affinity = normalized(nodes.iter().map(|n| preferred_affinity(pod, n)).collect(), false);
-    let taints = normalized(nodes.iter().map(|n| intolerable_taints(pod, n)).collect(), true);
+    let affinity = normalized(
+        nodes.iter().map(|n| preferred_affinity(pod, n)).collect(),
+        false,
+    );
+    let taints = normalized(
+        nodes.iter().map(|n| intolerable_taints(pod, n)).collect(),
+        true,
+    );
     let spread = spread(pod, siblings, nodes);
     let images = image_holders(nodes);
     nodes
@@ -42,12 +48,18 @@ pub(crate) fn score(
 
 fn used_fraction(wanted: &Resources, node: &NodeInfo, name: &str) -> Option<f64> {
     let total = node.allocatable.get(name);
-    let used = node.requested_for_score.get(name).saturating_add(wanted.get(name));
+    let used = node
+        .requested_for_score
+        .get(name)
+        .saturating_add(wanted.get(name));
     (total > 0).then(|| (used as f64 / total as f64).min(1.0))
 }
 
 fn fractions(wanted: &Resources, node: &NodeInfo) -> Vec<f64> {
-    ["cpu", "memory"].iter().filter_map(|name| used_fraction(wanted, node, name)).collect()
+    ["cpu", "memory"]
+        .iter()
+        .filter_map(|name| used_fraction(wanted, node, name))
+        .collect()
 }
 
 fn least_allocated(wanted: &Resources, node: &NodeInfo) -> f64 {
@@ -72,22 +84,40 @@ fn preferred_affinity(pod: &Pod, node: &NodeInfo) -> f64 {
         .spec
         .as_ref()
         .and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref())
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let matching = preferred.into_iter().flatten().filter(|p| term_matches(&p.preference, &node.node));
+        .and_then(|a| {
+            a.preferred_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
+    let matching = preferred
+        .into_iter()
+        .flatten()
+        .filter(|p| term_matches(&p.preference, &node.node));
     f64::from(matching.map(|preferred| preferred.weight).sum::<i32>())
 }
 
 fn intolerable_taints(pod: &Pod, node: &NodeInfo) -> f64 {
-    let taints = node.node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let soft = taints.into_iter().flatten().filter(|taint| taint.effect == "PreferNoSchedule");
-    soft.filter(|taint| !tolerates(tolerations(pod), taint)).count() as f64
+    let taints = node
+        .node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_ref());
+    let soft = taints
+        .into_iter()
+        .flatten()
+        .filter(|taint| taint.effect == "PreferNoSchedule");
+    soft.filter(|taint| !tolerates(tolerations(pod), taint))
+        .count() as f64
 }
 
 /// To 0..100 by the highest; `reverse` makes the lowest the best.
 fn normalized(mut scores: Vec<f64>, reverse: bool) -> Vec<f64> {
     let highest = scores.iter().copied().fold(0.0, f64::max);
     for score in &mut scores {
-        let share = if highest > 0.0 { *score / highest * MAX_SCORE } else { 0.0 };
+        let share = if highest > 0.0 {
+            *score / highest * MAX_SCORE
+        } else {
+            0.0
+        };
         *score = if reverse { MAX_SCORE - share } else { share };
     }
     scores
@@ -95,7 +125,9 @@ fn normalized(mut scores: Vec<f64>, reverse: bool) -> Vec<f64> {
 
 /// Upstream's default topology spread: over host names (skew 3) and zones (skew 5), as a preference.
 fn spread(pod: &Pod, siblings: Option<&Selector>, nodes: &[&NodeInfo]) -> Vec<f64> {
-    let Some(selector) = siblings else { return vec![0.0; nodes.len()] };
+    let Some(selector) = siblings else {
+        return vec![0.0; nodes.len()];
+    };
     let namespace = pod.metadata.namespace.as_deref();
     let matching = |node: &NodeInfo| {
         let counted = node.pods.iter().filter(|other| {
@@ -128,16 +160,27 @@ fn spread(pod: &Pod, siblings: Option<&Selector>, nodes: &[&NodeInfo]) -> Vec<f6
     let highest = raw.iter().copied().fold(f64::MIN, f64::max);
     let lowest = raw.iter().copied().fold(f64::MAX, f64::min);
     let normalize = |score: f64| {
-        if highest <= 0.0 { MAX_SCORE } else { MAX_SCORE * (highest + lowest - score) / highest }
+        if highest <= 0.0 {
+            MAX_SCORE
+        } else {
+            MAX_SCORE * (highest + lowest - score) / highest
+        }
     };
-    raw.into_iter().map(|score| normalize(score).floor()).collect()
+    raw.into_iter()
+        .map(|score| normalize(score).floor())
+        .collect()
 }
 
 /// Size of every image and how many nodes hold it.
 fn image_holders<'a>(nodes: &[&'a NodeInfo]) -> HashMap<&'a str, usize> {
     let mut holders = HashMap::new();
     for node in nodes {
-        for image in node.node.status.iter().flat_map(|status| status.images.iter().flatten()) {
+        for image in node
+            .node
+            .status
+            .iter()
+            .flat_map(|status| status.images.iter().flatten())
+        {
             for name in image.names.iter().flatten() {
                 *holders.entry(name.as_str()).or_default() += 1;
             }
@@ -152,15 +195,26 @@ fn image_locality(
     holders: &HashMap<&str, usize>,
     all_nodes: usize,
 ) -> f64 {
-    let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let images = node.node.status.as_ref().and_then(|status| status.images.as_ref());
+    let containers = pod
+        .spec
+        .as_ref()
+        .map(|spec| spec.containers.as_slice())
+        .unwrap_or_default();
+    let images = node
+        .node
+        .status
+        .as_ref()
+        .and_then(|status| status.images.as_ref());
     let mut sum = 0.0;
     for container in containers {
-        let Some(wanted) = container.image.as_deref() else { continue };
+        let Some(wanted) = container.image.as_deref() else {
+            continue;
+        };
         let wanted = normalized_image(wanted);
-        let held = images.into_iter().flatten().find(|image| {
-            image.names.iter().flatten().any(|name| *name == wanted)
-        });
+        let held = images
+            .into_iter()
+            .flatten()
+            .find(|image| image.names.iter().flatten().any(|name| *name == wanted));
         if let Some(size) = held.and_then(|image| image.size_bytes) {
             let count = holders.get(wanted.as_str()).copied().unwrap_or(0);
             sum += size as f64 * count as f64 / all_nodes.max(1) as f64;
@@ -174,9 +228,12 @@ fn image_locality(
 /// An image without a tag is the `latest` one.
 fn normalized_image(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
-    if last.contains(':') || last.contains('@') { name.to_owned() } else { format!("{name}:latest") }
+    if last.contains(':') || last.contains('@') {
+        name.to_owned()
+    } else {
+        format!("{name}:latest")
+    }
 }
 
 #[cfg(test)]
-#[path = "score_tests.rs"]
 mod tests;

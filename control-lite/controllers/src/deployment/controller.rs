@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::round::{Round, without_hash};
 use super::status::set_condition;
 use crate::context::{Context, ReconcileError};
-use crate::ownership::{Claim, adoption_patch, claim, controller_of, controller_reference, release_patch};
+use crate::ownership::{
+    Claim, adoption_patch, claim, controller_of, controller_reference, release_patch,
+};
 use crate::patch::{object_diff, status_diff, to_value};
 use crate::runner::{self, Reconciler};
 
@@ -44,7 +46,10 @@ fn watch(context: &Context, queue: &Arc<WorkQueue<ObjectKey>>) {
     let caches = &context.caches;
     let add = queue.clone();
     caches.deployments.on_change(move |change| {
-        change.latest().into_iter().for_each(|d| add.add(ObjectKey::of(&d.metadata)));
+        change
+            .latest()
+            .into_iter()
+            .for_each(|d| add.add(ObjectKey::of(&d.metadata)));
     });
     let (add, deployments) = (queue.clone(), caches.deployments.clone());
     caches.replica_sets.on_change(move |change| {
@@ -68,18 +73,32 @@ fn watch(context: &Context, queue: &Arc<WorkQueue<ObjectKey>>) {
         }
     });
     // Recreate waits for the last old pod to be gone, which no ReplicaSet says.
-    let (add, sets, deployments) =
-        (queue.clone(), caches.replica_sets.clone(), caches.deployments.clone());
+    let (add, sets, deployments) = (
+        queue.clone(),
+        caches.replica_sets.clone(),
+        caches.deployments.clone(),
+    );
     caches.pods.on_change(move |change| {
         let gone = change.new.as_ref().is_none_or(|pod| is_pod_terminal(pod));
-        let Some(pod) = change.latest().filter(|_| gone) else { return };
+        let Some(pod) = change.latest().filter(|_| gone) else {
+            return;
+        };
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let Some(owner) = controller_of(&pod.metadata) else { return };
-        let Some(set) = sets.get(&ObjectKey::new(&namespace, &owner.name)) else { return };
-        let Some(owner) = controller_of(&set.metadata) else { return };
+        let Some(owner) = controller_of(&pod.metadata) else {
+            return;
+        };
+        let Some(set) = sets.get(&ObjectKey::new(&namespace, &owner.name)) else {
+            return;
+        };
+        let Some(owner) = controller_of(&set.metadata) else {
+            return;
+        };
         let key = ObjectKey::new(namespace, owner.name.clone());
         let recreate = deployments.get(&key).is_some_and(|deployment| {
-            let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+            let strategy = deployment
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.strategy.as_ref());
             strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")
         });
         if recreate {
@@ -97,7 +116,9 @@ impl Reconciler for DeploymentController {
     const NAME: &'static str = "deployment";
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
-        let Some(deployment) = self.context.caches.deployments.get(key) else { return Ok(None) };
+        let Some(deployment) = self.context.caches.deployments.get(key) else {
+            return Ok(None);
+        };
         let Some(selector) = selector_of(&deployment) else {
             tracing::error!(%key, "deployment has a bad selector");
             return Ok(None);
@@ -112,7 +133,11 @@ impl Reconciler for DeploymentController {
             return Ok(None);
         }
         let sets = self.claim_sets(&deployment, &selector).await?;
-        let mut round = Round::new(Deployment::clone(&deployment), sets.clone(), Timestamp::now());
+        let mut round = Round::new(
+            Deployment::clone(&deployment),
+            sets.clone(),
+            Timestamp::now(),
+        );
         let again = round.decide(self.old_pods_run(&round));
         self.carry_out(&deployment, &sets, round).await?;
         Ok(again)
@@ -150,15 +175,21 @@ impl DeploymentController {
                 Claim::Adopt => {
                     let key = ObjectKey::of(owner);
                     let fresh = self.context.caches.client();
-                    let fresh = fresh.get(kinds::DEPLOYMENT, &key.namespace, &key.name).await;
+                    let fresh = fresh
+                        .get(kinds::DEPLOYMENT, &key.namespace, &key.name)
+                        .await;
                     let fresh = fresh.map_err(ReconcileError::of("read", &key))?;
                     // A deleted owner must not adopt.
-                    if fresh.pointer("/metadata/uid").and_then(Value::as_str) != owner.uid.as_deref()
+                    if fresh.pointer("/metadata/uid").and_then(Value::as_str)
+                        != owner.uid.as_deref()
                         || fresh.pointer("/metadata/deletionTimestamp").is_some()
                     {
                         continue;
                     }
-                    adoption_patch(&set.metadata, controller_reference(kinds::DEPLOYMENT, owner))
+                    adoption_patch(
+                        &set.metadata,
+                        controller_reference(kinds::DEPLOYMENT, owner),
+                    )
                 }
                 Claim::Release => {
                     release_patch(&set.metadata, &[owner.uid.as_deref().unwrap_or_default()])
@@ -179,9 +210,18 @@ impl DeploymentController {
 
     fn old_pods_run(&self, round: &Round) -> bool {
         round.is_recreate()
-            && round.old.iter().filter_map(|set| set.metadata.uid.as_deref()).any(|uid| {
-                self.context.caches.pods.owned_by(uid).iter().any(|pod| !is_pod_terminal(pod))
-            })
+            && round
+                .old
+                .iter()
+                .filter_map(|set| set.metadata.uid.as_deref())
+                .any(|uid| {
+                    self.context
+                        .caches
+                        .pods
+                        .owned_by(uid)
+                        .iter()
+                        .any(|pod| !is_pod_terminal(pod))
+                })
     }
 
     async fn carry_out(
@@ -193,7 +233,9 @@ impl DeploymentController {
         let store = &self.context.caches.replica_sets;
         let namespace = before.metadata.namespace.as_deref().unwrap_or_default();
         if round.create_new {
-            let Some(new) = round.new.take() else { return Ok(()) };
+            let Some(new) = round.new.take() else {
+                return Ok(());
+            };
             match store.create(namespace, to_value(&new)).await {
                 Ok(_) => (),
                 Err(error) if error.is_already_exists() => {
@@ -211,7 +253,10 @@ impl DeploymentController {
             self.record(before, type_, reason, message);
         }
         for set in &round.expired {
-            let options = DeleteOptions { uid: set.metadata.uid.clone(), ..Default::default() };
+            let options = DeleteOptions {
+                uid: set.metadata.uid.clone(),
+                ..Default::default()
+            };
             match store.delete(set, options).await {
                 Err(error) if !error.is_not_found() => {
                     let key = ObjectKey::of(&set.metadata);
@@ -227,7 +272,9 @@ impl DeploymentController {
         let Some(old) = sets.iter().find(|old| old.metadata.uid == set.metadata.uid) else {
             return Ok(());
         };
-        let Some(patch) = object_diff(old, set) else { return Ok(()) };
+        let Some(patch) = object_diff(old, set) else {
+            return Ok(());
+        };
         let key = ObjectKey::of(&set.metadata);
         let store = &self.context.caches.replica_sets;
         store
@@ -271,13 +318,17 @@ impl DeploymentController {
     ) -> Result<(), ReconcileError> {
         let key = ObjectKey::of(&new.metadata);
         let client = self.context.caches.client();
-        let found = client.get(kinds::REPLICA_SET, &key.namespace, &key.name).await;
+        let found = client
+            .get(kinds::REPLICA_SET, &key.namespace, &key.name)
+            .await;
         let found = found.map_err(ReconcileError::of("read replica set", &key))?;
         let found: Option<ReplicaSet> = serde::Deserialize::deserialize(&*found).ok();
         let ours = found.is_some_and(|found| {
-            let template =
-                |set: &ReplicaSet| without_hash(set.spec.as_ref().and_then(|s| s.template.as_ref()));
-            controller_of(&found.metadata).map(|owner| &owner.uid) == deployment.metadata.uid.as_ref()
+            let template = |set: &ReplicaSet| {
+                without_hash(set.spec.as_ref().and_then(|s| s.template.as_ref()))
+            };
+            controller_of(&found.metadata).map(|owner| &owner.uid)
+                == deployment.metadata.uid.as_ref()
                 && template(&found) == template(new)
         });
         if !ours {

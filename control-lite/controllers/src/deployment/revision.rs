@@ -31,8 +31,11 @@ const NOT_COPIED: [&str; 6] = [
 impl Round {
     /// Numbers the new set, and makes one if there is none and `create` says so.
     pub(super) fn ensure_new_set(&mut self, create: bool) {
-        let newest_old =
-            self.old.iter().filter_map(|set| number_annotation::<i64>(set, REVISION)).max();
+        let newest_old = self
+            .old
+            .iter()
+            .filter_map(|set| number_annotation::<i64>(set, REVISION))
+            .max();
         let revision = newest_old.unwrap_or(0) + 1;
         if self.new.is_some() {
             self.renew_existing(revision);
@@ -42,7 +45,9 @@ impl Round {
     }
 
     fn renew_existing(&mut self, revision: i64) {
-        let Some(mut set) = self.new.take() else { return };
+        let Some(mut set) = self.new.take() else {
+            return;
+        };
         let name = set.metadata.name.clone().unwrap_or_default();
         self.copy_annotations(&mut set);
         raise_revision(&mut set, revision);
@@ -64,14 +69,25 @@ impl Round {
 
     fn make_new(&mut self, revision: i64) {
         let spec = self.spec().clone();
-        let collisions = self.deployment.status.as_ref().and_then(|s| s.collision_count);
+        let collisions = self
+            .deployment
+            .status
+            .as_ref()
+            .and_then(|s| s.collision_count);
         let hash = template_hash(&spec.template, collisions);
         let mut template = spec.template;
-        let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+        let labels = template
+            .metadata
+            .get_or_insert_default()
+            .labels
+            .get_or_insert_default();
         labels.insert(HASH_LABEL.to_owned(), hash.clone());
         let labels = labels.clone();
         let mut selector = spec.selector;
-        selector.match_labels.get_or_insert_default().insert(HASH_LABEL.to_owned(), hash.clone());
+        selector
+            .match_labels
+            .get_or_insert_default()
+            .insert(HASH_LABEL.to_owned(), hash.clone());
         let owner = &self.deployment.metadata;
         let name = format!("{}-{hash}", owner.name.as_deref().unwrap_or_default());
         let mut set = ReplicaSet {
@@ -95,10 +111,15 @@ impl Round {
         self.create_new = true;
         let size = self.new_set_size();
         set.spec.get_or_insert_default().replicas = Some(size);
-        set_replicas_annotations(&mut set, self.replicas(), self.replicas() + self.max_surge());
+        set_replicas_annotations(
+            &mut set,
+            self.replicas(),
+            self.replicas() + self.max_surge(),
+        );
         if size > 0 {
             let message = format!("Scaled up replica set {name} from 0 to {size}");
-            self.events.push((EventType::Normal, "ScalingReplicaSet", message));
+            self.events
+                .push((EventType::Normal, "ScalingReplicaSet", message));
         }
         self.new = Some(set);
         self.set_deployment_revision(Some(revision.to_string()));
@@ -134,16 +155,24 @@ impl Round {
     /// Lets go of the oldest empty sets beyond `revisionHistoryLimit`.
     pub(super) fn expire_old(&mut self) {
         let limit = self.spec().revision_history_limit.unwrap_or(10);
-        let mut alive: Vec<&ReplicaSet> =
-            self.old.iter().filter(|set| set.metadata.deletion_timestamp.is_none()).collect();
-        let surplus = alive.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
+        let mut alive: Vec<&ReplicaSet> = self
+            .old
+            .iter()
+            .filter(|set| set.metadata.deletion_timestamp.is_none())
+            .collect();
+        let surplus = alive
+            .len()
+            .saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
         alive.sort_by_key(|set| number_annotation::<i64>(set, REVISION).unwrap_or(0));
         self.expired = alive
             .into_iter()
             .take(surplus)
             .filter(|set| {
-                let observed =
-                    set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
+                let observed = set
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.observed_generation)
+                    .unwrap_or(0);
                 actual(set) == 0
                     && size(set) == 0
                     && set.metadata.generation.unwrap_or(0) <= observed
@@ -156,7 +185,10 @@ impl Round {
 /// Gives a set a higher revision; the one it had goes into its history.
 fn raise_revision(set: &mut ReplicaSet, revision: i64) {
     let old = annotation(set, REVISION).map(str::to_owned);
-    let old_number = old.as_deref().and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
+    let old_number = old
+        .as_deref()
+        .and_then(|text| text.parse::<i64>().ok())
+        .unwrap_or(0);
     if old_number >= revision {
         return;
     }
@@ -167,7 +199,10 @@ fn raise_revision(set: &mut ReplicaSet, revision: i64) {
 }
 
 fn remember(annotations: &mut BTreeMap<String, String>, revision: &str) {
-    let known = annotations.get(REVISION_HISTORY).cloned().unwrap_or_default();
+    let known = annotations
+        .get(REVISION_HISTORY)
+        .cloned()
+        .unwrap_or_default();
     let mut history: Vec<&str> = known.split(',').filter(|text| !text.is_empty()).collect();
     history.push(revision);
     while history.len() > 1 && history.join(",").len() > MAX_HISTORY_CHARS {
@@ -190,5 +225,8 @@ pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>)
         feed(&collisions.to_le_bytes());
     }
     let digits = hash.to_string();
-    digits.bytes().map(|digit| char::from(LETTERS[usize::from(digit) % LETTERS.len()])).collect()
+    digits
+        .bytes()
+        .map(|digit| char::from(LETTERS[usize::from(digit) % LETTERS.len()]))
+        .collect()
 }

@@ -7,7 +7,11 @@ impl Round {
     /// How large the new set may be now.
     pub(super) fn new_set_size(&self) -> i32 {
         let wanted = self.replicas();
-        let current = self.new.as_ref().filter(|_| !self.create_new).map_or(0, size);
+        let current = self
+            .new
+            .as_ref()
+            .filter(|_| !self.create_new)
+            .map_or(0, size);
         if self.is_recreate() {
             return wanted;
         }
@@ -21,9 +25,15 @@ impl Round {
 
     /// Scales the new set; `true` if it changed.
     pub(super) fn reconcile_new(&mut self) -> bool {
-        let Some(current) = self.new.as_ref().map(size) else { return false };
+        let Some(current) = self.new.as_ref().map(size) else {
+            return false;
+        };
         let wanted = self.replicas();
-        let target = if current > wanted { wanted } else { self.new_set_size() };
+        let target = if current > wanted {
+            wanted
+        } else {
+            self.new_set_size()
+        };
         self.scale(Which::New, target);
         target != current
     }
@@ -34,7 +44,10 @@ impl Round {
         if old_total == 0 {
             return false;
         }
-        let (new_size, new_available) = self.new.as_ref().map_or((0, 0), |n| (size(n), available(n)));
+        let (new_size, new_available) = self
+            .new
+            .as_ref()
+            .map_or((0, 0), |n| (size(n), available(n)));
         let min_available = self.replicas() - self.max_unavailable();
         let new_unavailable = new_size - new_available;
         let max_scaled_down = old_total + new_size - min_available - new_unavailable;

@@ -52,7 +52,10 @@ impl Round {
     }
 
     pub(super) fn spec(&self) -> &DeploymentSpec {
-        self.deployment.spec.as_ref().expect("the controller skips Deployments without a spec")
+        self.deployment
+            .spec
+            .as_ref()
+            .expect("the controller skips Deployments without a spec")
     }
 
     pub(super) fn status(&mut self) -> &mut DeploymentStatus {
@@ -64,11 +67,19 @@ impl Round {
     }
 
     pub(super) fn is_recreate(&self) -> bool {
-        self.spec().strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("Recreate")
+        self.spec()
+            .strategy
+            .as_ref()
+            .and_then(|s| s.type_.as_deref())
+            == Some("Recreate")
     }
 
     pub(super) fn max_surge(&self) -> i32 {
-        if self.is_recreate() { 0 } else { self.fenceposts().0 }
+        if self.is_recreate() {
+            0
+        } else {
+            self.fenceposts().0
+        }
     }
 
     pub(super) fn max_unavailable(&self) -> i32 {
@@ -79,18 +90,27 @@ impl Round {
     }
 
     fn fenceposts(&self) -> (i32, i32) {
-        let rolling =
-            self.spec().strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+        let rolling = self
+            .spec()
+            .strategy
+            .as_ref()
+            .and_then(|strategy| strategy.rolling_update.as_ref());
         let default = IntOrString::String("25%".to_owned());
-        let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref()).unwrap_or(&default);
-        let unavailable =
-            rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&default);
+        let surge = rolling
+            .and_then(|rolling| rolling.max_surge.as_ref())
+            .unwrap_or(&default);
+        let unavailable = rolling
+            .and_then(|rolling| rolling.max_unavailable.as_ref())
+            .unwrap_or(&default);
         resolve_fenceposts(surge, unavailable, self.replicas())
     }
 
     /// Whether `progressDeadlineSeconds` is set (the highest number means that it is not).
     pub(super) fn progress_deadline(&self) -> Option<i64> {
-        self.spec().progress_deadline_seconds.filter(|secs| *secs != i32::MAX).map(i64::from)
+        self.spec()
+            .progress_deadline_seconds
+            .filter(|secs| *secs != i32::MAX)
+            .map(i64::from)
     }
 
     /// Every set: the new one first, as upstream lists them.
@@ -160,7 +180,11 @@ pub(super) fn resolve_fenceposts(
 ) -> (i32, i32) {
     let surge = scaled(surge, desired, true);
     let unavailable = scaled(unavailable, desired, false);
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
+    if surge == 0 && unavailable == 0 {
+        (0, 1)
+    } else {
+        (surge, unavailable)
+    }
 }
 
 fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
@@ -170,7 +194,11 @@ fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
             // Validation admits only percentages.
             let percent = text.trim_end_matches('%').parse::<i64>().unwrap_or(0);
             let hundredths = percent * i64::from(total);
-            let result = if round_up { (hundredths + 99) / 100 } else { hundredths / 100 };
+            let result = if round_up {
+                (hundredths + 99) / 100
+            } else {
+                hundredths / 100
+            };
             i32::try_from(result).unwrap_or(i32::MAX)
         }
     }
@@ -178,12 +206,18 @@ fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
 
 /// `spec.replicas` of a set.
 pub(super) fn size(set: &ReplicaSet) -> i32 {
-    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+    set.spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1)
 }
 
 /// `status.availableReplicas` of a set.
 pub(super) fn available(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+    set.status
+        .as_ref()
+        .and_then(|status| status.available_replicas)
+        .unwrap_or(0)
 }
 
 /// `status.replicas` of a set: its pods that exist.
@@ -192,7 +226,11 @@ pub(super) fn actual(set: &ReplicaSet) -> i32 {
 }
 
 pub(super) fn annotation<'a>(set: &'a ReplicaSet, key: &str) -> Option<&'a str> {
-    set.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+    set.metadata
+        .annotations
+        .as_ref()?
+        .get(key)
+        .map(String::as_str)
 }
 
 pub(super) fn number_annotation<T: std::str::FromStr>(set: &ReplicaSet, key: &str) -> Option<T> {

@@ -78,12 +78,19 @@ impl Round {
         let sizes = |round: &Self, which: Which| round.get(which).map_or(0, size);
         let total: i32 = sets.iter().map(|which| sizes(self, *which)).sum();
         let wanted = self.replicas();
-        let allowed = if wanted > 0 { wanted + self.max_surge() } else { 0 };
+        let allowed = if wanted > 0 {
+            wanted + self.max_surge()
+        } else {
+            0
+        };
         let to_add = allowed - total;
         // Largest first; the newer of equals gets more, the older one loses more.
         let age = |round: &Self, which: Which| {
             round.get(which).map(|set| {
-                (set.metadata.creation_timestamp.clone(), set.metadata.name.clone())
+                (
+                    set.metadata.creation_timestamp.clone(),
+                    set.metadata.name.clone(),
+                )
             })
         };
         sets.sort_by(|a, b| {
@@ -94,8 +101,12 @@ impl Round {
             };
             sizes(self, *b).cmp(&sizes(self, *a)).then(by_age)
         });
-        let status_replicas =
-            self.deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
+        let status_replicas = self
+            .deployment
+            .status
+            .as_ref()
+            .and_then(|status| status.replicas)
+            .unwrap_or(0);
         let mut added = 0;
         let mut targets = Vec::new();
         for which in sets {
@@ -138,7 +149,11 @@ fn proportion(
     }
     let fraction = fraction(set, wanted, max_replicas, status_replicas);
     let allowed = to_add - added;
-    if to_add > 0 { fraction.min(allowed) } else { fraction.max(allowed) }
+    if to_add > 0 {
+        fraction.min(allowed)
+    } else {
+        fraction.max(allowed)
+    }
 }
 
 fn fraction(set: &ReplicaSet, wanted: i32, max_replicas: i32, status_replicas: i32) -> i32 {

@@ -15,7 +15,10 @@ const PAUSED: &str = "DeploymentPaused";
 /// Replaces the condition of that type, unless status and reason stay the same.
 pub(super) fn set_condition(status: &mut DeploymentStatus, mut condition: DeploymentCondition) {
     let conditions = status.conditions.get_or_insert_default();
-    if let Some(known) = conditions.iter().find(|known| known.type_ == condition.type_) {
+    if let Some(known) = conditions
+        .iter()
+        .find(|known| known.type_ == condition.type_)
+    {
         if known.status == condition.status && known.reason == condition.reason {
             return;
         }
@@ -50,9 +53,12 @@ impl Round {
         let noted = reason.as_deref() == Some(PAUSED);
         let paused = self.spec().paused == Some(true);
         let condition = match (paused, noted) {
-            (true, false) => {
-                self.make_condition(PROGRESSING, "Unknown", PAUSED, "Deployment is paused".into())
-            }
+            (true, false) => self.make_condition(
+                PROGRESSING,
+                "Unknown",
+                PAUSED,
+                "Deployment is paused".into(),
+            ),
             (false, true) => self.make_condition(
                 PROGRESSING,
                 "Unknown",
@@ -68,10 +74,14 @@ impl Round {
     pub(super) fn count_status(&mut self) {
         let total: i32 = self.all().map(size).sum();
         let all_available: i32 = self.all().map(available).sum();
-        let ready: i32 =
-            self.all().filter_map(|set| set.status.as_ref()?.ready_replicas).sum();
-        let terminating: i32 =
-            self.all().filter_map(|set| set.status.as_ref()?.terminating_replicas).sum();
+        let ready: i32 = self
+            .all()
+            .filter_map(|set| set.status.as_ref()?.ready_replicas)
+            .sum();
+        let terminating: i32 = self
+            .all()
+            .filter_map(|set| set.status.as_ref()?.terminating_replicas)
+            .sum();
         let replicas: i32 = self.all().map(actual).sum();
         let updated = self.new.as_ref().map_or(0, actual);
         let generation = self.deployment.metadata.generation;
@@ -97,7 +107,9 @@ impl Round {
     /// Whether everything wanted is updated and available, and nothing else exists.
     pub(super) fn is_complete(&self) -> bool {
         let wanted = self.replicas();
-        let Some(status) = self.deployment.status.as_ref() else { return false };
+        let Some(status) = self.deployment.status.as_ref() else {
+            return false;
+        };
         status.updated_replicas.unwrap_or(0) == wanted
             && status.replicas.unwrap_or(0) == wanted
             && status.available_replicas.unwrap_or(0) == wanted
@@ -127,7 +139,10 @@ impl Round {
 
     fn judge_progress(&mut self, before: &DeploymentStatus, known: Option<DeploymentCondition>) {
         let subject = match &self.new {
-            Some(set) => format!("ReplicaSet \"{}\"", set.metadata.name.as_deref().unwrap_or("")),
+            Some(set) => format!(
+                "ReplicaSet \"{}\"",
+                set.metadata.name.as_deref().unwrap_or("")
+            ),
             None => {
                 let name = self.deployment.metadata.name.as_deref().unwrap_or_default();
                 format!("Deployment \"{name}\"")
@@ -187,7 +202,10 @@ impl Round {
     fn report_failures(&mut self) {
         let failure: Option<ReplicaSetCondition> = self.all().find_map(|set| {
             let conditions = set.status.as_ref()?.conditions.as_ref()?;
-            conditions.iter().find(|condition| condition.type_ == REPLICA_FAILURE).cloned()
+            conditions
+                .iter()
+                .find(|condition| condition.type_ == REPLICA_FAILURE)
+                .cloned()
         });
         match failure {
             Some(failure) => {

@@ -34,13 +34,22 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let caches = &context.caches;
     let add = queue.clone();
     caches.services.on_change(move |change| {
-        change.latest().into_iter().for_each(|service| add.add(ObjectKey::of(&service.metadata)));
+        change
+            .latest()
+            .into_iter()
+            .for_each(|service| add.add(ObjectKey::of(&service.metadata)));
     });
     enqueue_services_of_pods(caches, &queue);
     let add = queue.clone();
     caches.endpoint_slices.on_change(move |change| {
-        let Some(slice) = change.latest().filter(|slice| is_managed(slice)) else { return };
-        let name = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+        let Some(slice) = change.latest().filter(|slice| is_managed(slice)) else {
+            return;
+        };
+        let name = slice
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(SERVICE_NAME));
         if let Some(name) = name {
             let namespace = slice.metadata.namespace.clone().unwrap_or_default();
             add.add(ObjectKey::new(namespace, name.clone()));
@@ -50,7 +59,10 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     caches.nodes.on_change(move |change: &Change<Node>| {
         let zone = |node: &Option<Arc<Node>>| node.as_deref().and_then(zone_of);
         if zone(&change.old) != zone(&change.new) {
-            services.list().iter().for_each(|service| add.add(ObjectKey::of(&service.metadata)));
+            services
+                .list()
+                .iter()
+                .for_each(|service| add.add(ObjectKey::of(&service.metadata)));
         }
     });
     let controller = Arc::new(EndpointSliceController {
@@ -65,7 +77,11 @@ fn zone_of(node: &Node) -> Option<String> {
 }
 
 fn is_managed(slice: &EndpointSlice) -> bool {
-    let by = slice.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY));
+    let by = slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(MANAGED_BY));
     by.is_some_and(|by| by == MANAGER)
 }
 
@@ -76,7 +92,9 @@ impl Reconciler for EndpointSliceController {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
         // Slices of a Service that is gone go with it, through their owner reference.
-        let Some(service) = caches.services.get(key) else { return Ok(None) };
+        let Some(service) = caches.services.get(key) else {
+            return Ok(None);
+        };
         if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
@@ -94,7 +112,12 @@ impl Reconciler for EndpointSliceController {
                 }
                 continue;
             }
-            let plan = plan(&service, family, groups(&service, family, &pods, &zone), &existing);
+            let plan = plan(
+                &service,
+                family,
+                groups(&service, family, &pods, &zone),
+                &existing,
+            );
             let outcome = self.write(&key.namespace, plan).await;
             if let Err(error) = outcome {
                 if !error.is_expected() {
@@ -104,7 +127,8 @@ impl Reconciler for EndpointSliceController {
                         error.source
                     );
                     let reason = "FailedToUpdateEndpointSlices";
-                    self.recorder.record(about, EventType::Warning, reason, message);
+                    self.recorder
+                        .record(about, EventType::Warning, reason, message);
                 }
                 return Err(error);
             }
@@ -122,7 +146,9 @@ impl EndpointSliceController {
             created.map_err(ReconcileError::of("create an endpoint slice in", namespace))?;
         }
         for (before, after) in &plan.update {
-            let Some(patch) = object_diff(&**before, after) else { continue };
+            let Some(patch) = object_diff(&**before, after) else {
+                continue;
+            };
             let key = ObjectKey::of(&before.metadata);
             let patched = store.patch(&key, Subresource::Main, patch).await;
             patched.map_err(ReconcileError::of("update endpoint slice", key))?;
@@ -134,8 +160,17 @@ impl EndpointSliceController {
     }
 
     async fn delete(&self, slice: &EndpointSlice) -> Result<(), ReconcileError> {
-        let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..Default::default() };
-        match self.context.caches.endpoint_slices.delete(slice, options).await {
+        let options = DeleteOptions {
+            uid: slice.metadata.uid.clone(),
+            ..Default::default()
+        };
+        match self
+            .context
+            .caches
+            .endpoint_slices
+            .delete(slice, options)
+            .await
+        {
             Err(error) if !error.is_not_found() => {
                 let key = ObjectKey::of(&slice.metadata);
                 Err(ReconcileError::of("delete endpoint slice", key)(error))

@@ -24,9 +24,14 @@ pub(super) fn groups(
 ) -> Groups {
     let mut groups = Groups::new();
     for pod in pods.iter().filter(|pod| is_candidate(pod, true)) {
-        let Some(address) = address(pod, family) else { continue };
+        let Some(address) = address(pod, family) else {
+            continue;
+        };
         let endpoint = endpoint(service, pod, address, zone_of);
-        groups.entry(resolve_ports(service, pod)).or_default().push(endpoint);
+        groups
+            .entry(resolve_ports(service, pod))
+            .or_default()
+            .push(endpoint);
     }
     groups
 }

@@ -40,7 +40,10 @@ pub(super) fn plan(
     }
     let mut by_ports: BTreeMap<Vec<ResolvedPort>, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in existing {
-        by_ports.entry(resolved_ports(slice.ports.as_ref())).or_default().push(slice.clone());
+        by_ports
+            .entry(resolved_ports(slice.ports.as_ref()))
+            .or_default()
+            .push(slice.clone());
     }
     let mut plan = Plan::default();
     for (ports, endpoints) in groups {
@@ -67,10 +70,14 @@ fn plan_group(
     slices: Vec<Arc<EndpointSlice>>,
 ) {
     let nothing_wanted = endpoints.is_empty();
-    let mut wanted: BTreeMap<String, Endpoint> =
-        endpoints.into_iter().map(|endpoint| (identity(&endpoint), endpoint)).collect();
-    let mut drafts: Vec<Draft> =
-        slices.into_iter().map(|slice| keep_wanted(service, slice, &mut wanted)).collect();
+    let mut wanted: BTreeMap<String, Endpoint> = endpoints
+        .into_iter()
+        .map(|endpoint| (identity(&endpoint), endpoint))
+        .collect();
+    let mut drafts: Vec<Draft> = slices
+        .into_iter()
+        .map(|slice| keep_wanted(service, slice, &mut wanted))
+        .collect();
     // What is new goes first into slices that are written anyway …
     let mut left: Vec<Endpoint> = wanted.into_values().collect();
     for draft in drafts.iter_mut().filter(|draft| draft.changed) {
@@ -91,7 +98,12 @@ fn plan_group(
     // … and otherwise into new ones.
     while !left.is_empty() {
         let rest = left.split_off(left.len().min(MAX_ENDPOINTS));
-        plan.create.push(new_slice(service, family, ports, std::mem::replace(&mut left, rest)));
+        plan.create.push(new_slice(
+            service,
+            family,
+            ports,
+            std::mem::replace(&mut left, rest),
+        ));
     }
     let mut kept_placeholder = false;
     for draft in drafts {
@@ -106,7 +118,8 @@ fn plan_group(
         }
     }
     if nothing_wanted && !kept_placeholder {
-        plan.create.push(new_slice(service, family, ports, Vec::new()));
+        plan.create
+            .push(new_slice(service, family, ports, Vec::new()));
     }
 }
 
@@ -117,18 +130,27 @@ fn keep_wanted(
     wanted: &mut BTreeMap<String, Endpoint>,
 ) -> Draft {
     let mut after = EndpointSlice::clone(&slice);
-    after.endpoints =
-        slice.endpoints.iter().filter_map(|held| wanted.remove(&identity(held))).collect();
+    after.endpoints = slice
+        .endpoints
+        .iter()
+        .filter_map(|held| wanted.remove(&identity(held)))
+        .collect();
     let metadata = metadata(service, Some(&slice.metadata));
     let changed = after.endpoints != slice.endpoints
         || metadata.labels != slice.metadata.labels
         || metadata.owner_references != slice.metadata.owner_references;
     after.metadata = metadata;
-    Draft { before: slice, after, changed }
+    Draft {
+        before: slice,
+        after,
+        changed,
+    }
 }
 
 fn fill(draft: &mut Draft, left: &mut Vec<Endpoint>) {
-    let room = MAX_ENDPOINTS.saturating_sub(draft.after.endpoints.len()).min(left.len());
+    let room = MAX_ENDPOINTS
+        .saturating_sub(draft.after.endpoints.len())
+        .min(left.len());
     draft.after.endpoints.extend(left.drain(..room));
 }
 
@@ -151,7 +173,10 @@ fn recycle(plan: &mut Plan) {
 /// Who an endpoint is: its pod, or its address if it has none.
 fn identity(endpoint: &Endpoint) -> String {
     let address = endpoint.addresses.first().cloned().unwrap_or_default();
-    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone());
+    let uid = endpoint
+        .target_ref
+        .as_ref()
+        .and_then(|target| target.uid.clone());
     format!("{}/{address}", uid.unwrap_or_default())
 }
 
@@ -192,7 +217,9 @@ fn metadata(service: &Service, existing: Option<&ObjectMeta>) -> ObjectMeta {
         ..Default::default()
     });
     metadata.labels = Some(labels);
-    metadata.owner_references =
-        Some(vec![controller_reference(kinds::SERVICE, &service.metadata)]);
+    metadata.owner_references = Some(vec![controller_reference(
+        kinds::SERVICE,
+        &service.metadata,
+    )]);
     metadata
 }

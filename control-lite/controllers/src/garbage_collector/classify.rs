@@ -59,7 +59,10 @@ mod tests {
 
     fn decided(states: &[OwnerState], has_dependents: bool) -> Decision {
         let owners: Vec<OwnerReference> = (0..states.len())
-            .map(|i| OwnerReference { uid: i.to_string(), ..Default::default() })
+            .map(|i| OwnerReference {
+                uid: i.to_string(),
+                ..Default::default()
+            })
             .collect();
         decide(&owners, states, has_dependents)
     }
@@ -68,17 +71,29 @@ mod tests {
     fn an_object_lives_as_long_as_one_owner() {
         assert_eq!(decided(&[], false), Decision::Keep);
         assert_eq!(decided(&[Solid], false), Decision::Keep);
-        assert_eq!(decided(&[Solid, Absent], true), Decision::DropReferences(vec!["1".into()]));
+        assert_eq!(
+            decided(&[Solid, Absent], true),
+            Decision::DropReferences(vec!["1".into()])
+        );
         assert_eq!(
             decided(&[WaitingForDependents, Solid], true),
             Decision::DropReferences(vec!["0".into()])
         );
-        assert_eq!(decided(&[Absent, Absent], true), Decision::Delete(Propagation::Background));
+        assert_eq!(
+            decided(&[Absent, Absent], true),
+            Decision::Delete(Propagation::Background)
+        );
     }
 
     #[test]
     fn foreground_deletion_goes_down_the_tree() {
-        assert_eq!(decided(&[WaitingForDependents], true), Decision::Delete(Propagation::Foreground));
-        assert_eq!(decided(&[WaitingForDependents], false), Decision::Delete(Propagation::Background));
+        assert_eq!(
+            decided(&[WaitingForDependents], true),
+            Decision::Delete(Propagation::Foreground)
+        );
+        assert_eq!(
+            decided(&[WaitingForDependents], false),
+            Decision::Delete(Propagation::Background)
+        );
     }
 }

@@ -19,11 +19,18 @@ impl CidrSet {
     /// `mask` is the prefix length of a node's range; one shorter than the range's own gives the whole range.
     pub(super) fn new(range: IpNet, mask: u8) -> Self {
         let mask = mask.clamp(range.prefix_len(), range.max_prefix_len());
-        Self { range: range.trunc(), mask, taken: BTreeSet::new(), hint: 0 }
+        Self {
+            range: range.trunc(),
+            mask,
+            taken: BTreeSet::new(),
+            hint: 0,
+        }
     }
 
     fn count(&self) -> u128 {
-        1u128.checked_shl(u32::from(self.mask - self.range.prefix_len())).unwrap_or(u128::MAX)
+        1u128
+            .checked_shl(u32::from(self.mask - self.range.prefix_len()))
+            .unwrap_or(u128::MAX)
     }
 
     fn shift(&self) -> u32 {
@@ -69,7 +76,9 @@ impl CidrSet {
         }
         let start = bits(self.range.network());
         let index = |address: u128| {
-            (address.saturating_sub(start)).checked_shr(self.shift()).unwrap_or(0)
+            (address.saturating_sub(start))
+                .checked_shr(self.shift())
+                .unwrap_or(0)
         };
         let last = index(bits(other.broadcast())).min(self.count() - 1);
         Some((index(bits(other.network())), last))

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use tholepin_informer::{
-    Change, ClientError, DeleteOptions, EventType, Kind, ObjectKey, Recorder, Subresource, WorkQueue,
-    is_pod_active, is_pod_terminating, kinds,
+    Change, ClientError, DeleteOptions, EventType, Kind, ObjectKey, Recorder, Subresource,
+    WorkQueue, is_pod_active, is_pod_terminating, kinds,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,9 @@ use super::plan::{Plan, plan, slow_start_batches};
 use super::status::{Failure, status};
 use super::target::Target;
 use crate::context::{Context, ReconcileError};
-use crate::ownership::{Claim, adoption_patch, claim, controller_of, controller_reference, release_patch};
+use crate::ownership::{
+    Claim, adoption_patch, claim, controller_of, controller_reference, release_patch,
+};
 use crate::runner::{self, Reconciler};
 
 const WORKERS: usize = 5;
@@ -50,12 +52,18 @@ fn watch_targets(context: &Context, kind: Kind, queue: &Arc<WorkQueue<ObjectKey>
     };
     if kind == kinds::REPLICA_SET {
         context.caches.replica_sets.on_change(move |change| {
-            change.latest().into_iter().for_each(|set| add(&set.metadata));
+            change
+                .latest()
+                .into_iter()
+                .for_each(|set| add(&set.metadata));
         });
     } else {
-        context.caches.replication_controllers.on_change(move |change| {
-            change.latest().into_iter().for_each(|rc| add(&rc.metadata));
-        });
+        context
+            .caches
+            .replication_controllers
+            .on_change(move |change| {
+                change.latest().into_iter().for_each(|rc| add(&rc.metadata));
+            });
     }
 }
 
@@ -82,7 +90,10 @@ fn watch_pods(context: &Context, kind: Kind, queue: &Arc<WorkQueue<ObjectKey>>) 
                 }
             } else {
                 for rc in caches.replication_controllers.list_in(namespace) {
-                    if Target::from_replication_controller(&rc).selector.matches(labels) {
+                    if Target::from_replication_controller(&rc)
+                        .selector
+                        .matches(labels)
+                    {
                         queue.add(ObjectKey::of(&rc.metadata));
                     }
                 }
@@ -98,7 +109,11 @@ impl ReplicasController {
         } else {
             "replication-controller"
         };
-        Self { kind, context: context.clone(), recorder: context.recorder.component(component) }
+        Self {
+            kind,
+            context: context.clone(),
+            recorder: context.recorder.component(component),
+        }
     }
 
     fn target(&self, key: &ObjectKey) -> Option<Target> {
@@ -151,7 +166,13 @@ impl ReplicasController {
     /// Asks the store and not the cache: a deleted owner must not adopt.
     async fn still_exists(&self, target: &Target) -> Result<bool, ReconcileError> {
         let key = ObjectKey::of(&target.meta);
-        match self.context.caches.client().get(self.kind, &key.namespace, &key.name).await {
+        match self
+            .context
+            .caches
+            .client()
+            .get(self.kind, &key.namespace, &key.name)
+            .await
+        {
             Ok(fresh) => Ok(fresh.pointer("/metadata/uid").and_then(Value::as_str)
                 == target.meta.uid.as_deref()
                 && fresh.pointer("/metadata/deletionTimestamp").is_none()),
@@ -162,7 +183,9 @@ impl ReplicasController {
 
     /// Active pods of every set of the same Deployment: what the deletion order counts per node.
     fn related(&self, target: &Target, ours: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
-        let Some(owner) = controller_of(&target.meta) else { return ours.to_vec() };
+        let Some(owner) = controller_of(&target.meta) else {
+            return ours.to_vec();
+        };
         let caches = &self.context.caches;
         caches
             .replica_sets
@@ -194,7 +217,10 @@ impl ReplicasController {
                         target.object_ref(),
                         EventType::Normal,
                         "SuccessfulCreate",
-                        format!("Created pod: {}", pod.metadata.name.as_deref().unwrap_or_default()),
+                        format!(
+                            "Created pod: {}",
+                            pod.metadata.name.as_deref().unwrap_or_default()
+                        ),
                     ),
                     // The namespace goes: nothing can be made any more, and that is no failure.
                     Err(error) if error.namespace_terminating => return None,
@@ -204,8 +230,12 @@ impl ReplicasController {
             if let Some(error) = failed {
                 let message = format!("Error creating: {error}");
                 let about = target.object_ref();
-                self.recorder.record(about, EventType::Warning, "FailedCreate", message);
-                let failure = Failure { reason: "FailedCreate", message: error.to_string() };
+                self.recorder
+                    .record(about, EventType::Warning, "FailedCreate", message);
+                let failure = Failure {
+                    reason: "FailedCreate",
+                    message: error.to_string(),
+                };
                 return Some((failure, error));
             }
         }
@@ -218,8 +248,10 @@ impl ReplicasController {
         pods: &[Arc<Pod>],
     ) -> Option<(Failure, ClientError)> {
         let deletions = pods.iter().map(|pod| async move {
-            let options =
-                DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
+            let options = DeleteOptions {
+                uid: pod.metadata.uid.clone(),
+                ..DeleteOptions::default()
+            };
             (pod, self.context.caches.pods.delete(pod, options).await)
         });
         let mut failed = None;
@@ -236,8 +268,12 @@ impl ReplicasController {
                 Err(error) => {
                     let message = format!("Error deleting: {error}");
                     let about = target.object_ref();
-                    self.recorder.record(about, EventType::Warning, "FailedDelete", message);
-                    let failure = Failure { reason: "FailedDelete", message: error.to_string() };
+                    self.recorder
+                        .record(about, EventType::Warning, "FailedDelete", message);
+                    let failure = Failure {
+                        reason: "FailedDelete",
+                        message: error.to_string(),
+                    };
                     failed = Some((failure, error));
                 }
             }
@@ -251,7 +287,11 @@ impl ReplicasController {
         pods: &[Arc<Pod>],
         failure: Option<&Failure>,
     ) -> Result<Option<Duration>, ReconcileError> {
-        let active: Vec<Arc<Pod>> = pods.iter().filter(|pod| is_pod_active(pod)).cloned().collect();
+        let active: Vec<Arc<Pod>> = pods
+            .iter()
+            .filter(|pod| is_pod_active(pod))
+            .cloned()
+            .collect();
         let terminating = pods.iter().filter(|pod| is_pod_terminating(pod)).count();
         let (status, again) = status(target, &active, terminating, failure, Timestamp::now());
         if status == target.status {
@@ -264,9 +304,17 @@ impl ReplicasController {
         });
         let caches = &self.context.caches;
         let outcome = if self.kind == kinds::REPLICA_SET {
-            caches.replica_sets.patch(&key, Subresource::Status, patch).await.map(drop)
+            caches
+                .replica_sets
+                .patch(&key, Subresource::Status, patch)
+                .await
+                .map(drop)
         } else {
-            caches.replication_controllers.patch(&key, Subresource::Status, patch).await.map(drop)
+            caches
+                .replication_controllers
+                .patch(&key, Subresource::Status, patch)
+                .await
+                .map(drop)
         };
         outcome.map_err(ReconcileError::of("update the status of", key))?;
         Ok(again)
@@ -278,7 +326,9 @@ impl Reconciler for ReplicasController {
     const NAME: &'static str = "replicas";
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
-        let Some(target) = self.target(key) else { return Ok(None) };
+        let Some(target) = self.target(key) else {
+            return Ok(None);
+        };
         if target.selector.is_empty() {
             // It would claim every pod of the namespace; validation refuses it, so only log.
             tracing::warn!(%key, "empty selector, nothing is done");
@@ -287,10 +337,17 @@ impl Reconciler for ReplicasController {
         let mut pods = self.claim_pods(&target).await?;
         let mut failure = None;
         if target.meta.deletion_timestamp.is_none() {
-            let active: Vec<Arc<Pod>> =
-                pods.iter().filter(|pod| is_pod_active(pod)).cloned().collect();
+            let active: Vec<Arc<Pod>> = pods
+                .iter()
+                .filter(|pod| is_pod_active(pod))
+                .cloned()
+                .collect();
             let surplus = active.len() > usize::try_from(target.replicas).unwrap_or(0);
-            let related = if surplus { self.related(&target, &active) } else { Vec::new() };
+            let related = if surplus {
+                self.related(&target, &active)
+            } else {
+                Vec::new()
+            };
             let plan = plan(target.replicas, &active, &related, Timestamp::now());
             let changed = plan.create > 0 || !plan.delete.is_empty();
             failure = self.carry_out(&target, plan).await;
@@ -298,10 +355,14 @@ impl Reconciler for ReplicasController {
                 // The cache shows our own writes already.
                 let uid = target.meta.uid.as_deref().unwrap_or_default();
                 pods = self.context.caches.pods.owned_by(uid);
-                pods.retain(|pod| claim(&target.meta, &target.selector, &pod.metadata) == Claim::Keep);
+                pods.retain(|pod| {
+                    claim(&target.meta, &target.selector, &pod.metadata) == Claim::Keep
+                });
             }
         }
-        let again = self.report(&target, &pods, failure.as_ref().map(|(why, _)| why)).await?;
+        let again = self
+            .report(&target, &pods, failure.as_ref().map(|(why, _)| why))
+            .await?;
         match failure {
             Some((_, error)) => Err(ReconcileError::of("keep the replicas of", key)(error)),
             None => Ok(again),
@@ -321,7 +382,10 @@ fn ignore_gone<T>(outcome: Result<T, ClientError>) -> Result<Option<T>, ClientEr
 fn pod_from_template(target: &Target) -> Value {
     let template = target.template.metadata.clone().unwrap_or_default();
     let metadata = ObjectMeta {
-        generate_name: Some(format!("{}-", target.meta.name.as_deref().unwrap_or_default())),
+        generate_name: Some(format!(
+            "{}-",
+            target.meta.name.as_deref().unwrap_or_default()
+        )),
         labels: template.labels,
         annotations: template.annotations,
         finalizers: template.finalizers,

@@ -22,15 +22,13 @@ pub(crate) struct Plan {
 /// Compares the active pods with the wanted number.
 ///
 /// `related` are the active pods of the whole owner family (all ReplicaSets of a Deployment).
-pub(crate) fn plan(
-    wanted: i32,
-    active: &[Arc<Pod>],
-    related: &[Arc<Pod>],
-    now: Timestamp,
-) -> Plan {
+pub(crate) fn plan(wanted: i32, active: &[Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) -> Plan {
     let wanted = usize::try_from(wanted).unwrap_or(0);
     if active.len() <= wanted {
-        return Plan { create: (wanted - active.len()).min(BURST_REPLICAS), delete: Vec::new() };
+        return Plan {
+            create: (wanted - active.len()).min(BURST_REPLICAS),
+            delete: Vec::new(),
+        };
     }
     let surplus = (active.len() - wanted).min(BURST_REPLICAS);
     let mut delete = active.to_vec();
@@ -92,7 +90,11 @@ mod tests {
         ] {
             let active = pods(have);
             let plan = plan(wanted, &active, &active, Timestamp::UNIX_EPOCH);
-            assert_eq!((plan.create, plan.delete.len()), (create, delete), "{wanted} of {have}");
+            assert_eq!(
+                (plan.create, plan.delete.len()),
+                (create, delete),
+                "{wanted} of {have}"
+            );
         }
     }
 }

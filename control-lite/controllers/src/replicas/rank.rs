@@ -26,7 +26,10 @@ pub(crate) fn sort_for_deletion(pods: &mut [Arc<Pod>], related: &[Arc<Pod>], now
 }
 
 fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.node_name.as_deref())
+        .unwrap_or_default()
 }
 
 /// `Less` means that `a` is deleted before `b`.
@@ -51,7 +54,11 @@ fn compare(a: &Pod, b: &Pod, rank_a: usize, rank_b: usize, now: Timestamp) -> Or
 }
 
 fn phase_order(pod: &Pod) -> u8 {
-    match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+    match pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+    {
         Some("Unknown") => 1,
         Some("Running") => 2,
         _ => 0,
@@ -59,17 +66,34 @@ fn phase_order(pod: &Pod) -> u8 {
 }
 
 fn deletion_cost(pod: &Pod) -> i32 {
-    let cost = pod.metadata.annotations.as_ref().and_then(|all| all.get(DELETION_COST));
+    let cost = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(DELETION_COST));
     cost.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 fn max_restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|status| status.restart_count).max().unwrap_or(0)
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    statuses
+        .into_iter()
+        .flatten()
+        .map(|status| status.restart_count)
+        .max()
+        .unwrap_or(0)
 }
 
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
-    Some(pod_condition(pod, "Ready")?.last_transition_time.as_ref()?.0)
+    Some(
+        pod_condition(pod, "Ready")?
+            .last_transition_time
+            .as_ref()?
+            .0,
+    )
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {
@@ -137,30 +161,56 @@ mod tests {
     fn order(mut pods: Vec<Arc<Pod>>) -> Vec<String> {
         let related = pods.clone();
         sort_for_deletion(&mut pods, &related, at(0));
-        pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect()
+        pods.iter()
+            .filter_map(|pod| pod.metadata.name.clone())
+            .collect()
     }
 
     #[test]
     fn pods_go_in_upstreams_order() {
-        let ready = |secs: i64| {
-            json!([{"type": "Ready", "status": "True", "lastTransitionTime": at(secs).to_string()}])
-        };
+        let ready = |secs: i64| json!([{"type": "Ready", "status": "True", "lastTransitionTime": at(secs).to_string()}]);
         let not_ready = json!([{"type": "Ready", "status": "False"}]);
         let pods = vec![
             pod("h-oldest", json!({})),
-            pod("g-created-later", json!({"metadata": {"creationTimestamp": at(10).to_string()}})),
-            pod("f-restarted", json!({"status": {"containerStatuses": [
-                {"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}})),
-            pod("e-ready-lately", json!({"status": {"conditions": ready(10)}})),
-            pod("d-cheap", json!({"metadata": {"annotations": {DELETION_COST: "-5"}}})),
+            pod(
+                "g-created-later",
+                json!({"metadata": {"creationTimestamp": at(10).to_string()}}),
+            ),
+            pod(
+                "f-restarted",
+                json!({"status": {"containerStatuses": [
+                {"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}}),
+            ),
+            pod(
+                "e-ready-lately",
+                json!({"status": {"conditions": ready(10)}}),
+            ),
+            pod(
+                "d-cheap",
+                json!({"metadata": {"annotations": {DELETION_COST: "-5"}}}),
+            ),
             pod("c-not-ready", json!({"status": {"conditions": not_ready}})),
-            pod("b-pending", json!({"status": {"phase": "Pending", "conditions": not_ready}})),
-            pod("a-unassigned", json!({"spec": {"nodeName": ""}, "status": {"phase": "Pending"}})),
+            pod(
+                "b-pending",
+                json!({"status": {"phase": "Pending", "conditions": not_ready}}),
+            ),
+            pod(
+                "a-unassigned",
+                json!({"spec": {"nodeName": ""}, "status": {"phase": "Pending"}}),
+            ),
         ];
         assert_eq!(
             order(pods),
-            ["a-unassigned", "b-pending", "c-not-ready", "d-cheap", "e-ready-lately", "f-restarted",
-             "g-created-later", "h-oldest"]
+            [
+                "a-unassigned",
+                "b-pending",
+                "c-not-ready",
+                "d-cheap",
+                "e-ready-lately",
+                "f-restarted",
+                "g-created-later",
+                "h-oldest"
+            ]
         );
     }
 
@@ -181,7 +231,13 @@ mod tests {
                 "lastTransitionTime": at(secs).to_string()}]}})
         };
         // 2^39 ns is 549 s, 2^40 ns is 1099 s.
-        assert_eq!(order(vec![pod("b", since(600)), pod("a", since(1000))]), ["a", "b"]);
-        assert_eq!(order(vec![pod("a", since(1200)), pod("b", since(1000))]), ["b", "a"]);
+        assert_eq!(
+            order(vec![pod("b", since(600)), pod("a", since(1000))]),
+            ["a", "b"]
+        );
+        assert_eq!(
+            order(vec![pod("a", since(1200)), pod("b", since(1000))]),
+            ["b", "a"]
+        );
     }
 }

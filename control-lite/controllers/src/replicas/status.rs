@@ -29,13 +29,18 @@ pub(crate) fn status(
     now: Timestamp,
 ) -> (TargetStatus, Option<Duration>) {
     let mut again: Option<Duration> = None;
-    let template_labels =
-        target.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    let template_labels = target
+        .template
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.labels.as_ref());
     let mut status = TargetStatus {
         replicas: count(active.len()),
-        terminating: target.status.terminating.or(Some(0)).filter(|_| {
-            target.kind == tholepin_informer::kinds::REPLICA_SET
-        }),
+        terminating: target
+            .status
+            .terminating
+            .or(Some(0))
+            .filter(|_| target.kind == tholepin_informer::kinds::REPLICA_SET),
         observed_generation: target.meta.generation.unwrap_or(0),
         conditions: target.status.conditions.clone(),
         ..Default::default()
@@ -56,7 +61,10 @@ pub(crate) fn status(
             Err(missing) => again = Some(again.map_or(missing, |soonest| soonest.min(missing))),
         }
     }
-    let known = status.conditions.iter().any(|condition| condition.type_ == REPLICA_FAILURE);
+    let known = status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == REPLICA_FAILURE);
     match failure {
         Some(failure) if !known => status.conditions.push(TargetCondition {
             type_: REPLICA_FAILURE.to_owned(),
@@ -65,7 +73,9 @@ pub(crate) fn status(
             message: failure.message.clone(),
             since: Some(truncate_to_secs(now)),
         }),
-        None if known => status.conditions.retain(|condition| condition.type_ != REPLICA_FAILURE),
+        None if known => status
+            .conditions
+            .retain(|condition| condition.type_ != REPLICA_FAILURE),
         _ => (),
     }
     (status, again)

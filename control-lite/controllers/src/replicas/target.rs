@@ -56,7 +56,13 @@ impl TargetStatus {
             })
             .collect();
         // Upstream omits zeros, except for `replicas`; null removes a field in a merge patch.
-        let count = |count: i32| if count == 0 { Value::Null } else { json!(count) };
+        let count = |count: i32| {
+            if count == 0 {
+                Value::Null
+            } else {
+                json!(count)
+            }
+        };
         let mut status = json!({
             "replicas": self.replicas,
             "fullyLabeledReplicas": count(self.fully_labeled),

@@ -42,13 +42,25 @@ async fn a_deleted_object_never_looks_alive_again_through_older_events() {
     let created = store.create("ns", pod("a")).await.expect("created");
     let key = ObjectKey::new("ns", "a");
     // Somebody else's write that the watch has not delivered when we delete.
-    api.patch(kinds::POD, "ns", "a", Subresource::Status, json!({"status": {"phase": "Running"}}))
+    api.patch(
+        kinds::POD,
+        "ns",
+        "a",
+        Subresource::Status,
+        json!({"status": {"phase": "Running"}}),
+    )
+    .await
+    .expect("patched");
+    store
+        .delete(&created, DeleteOptions::default())
         .await
-        .expect("patched");
-    store.delete(&created, DeleteOptions::default()).await.expect("deleted");
+        .expect("deleted");
     for _ in 0..40 {
         let held = store.get(&key).expect("still terminating");
-        assert!(held.metadata.deletion_timestamp.is_some(), "it came back to life");
+        assert!(
+            held.metadata.deletion_timestamp.is_some(),
+            "it came back to life"
+        );
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -56,9 +68,17 @@ async fn a_deleted_object_never_looks_alive_again_through_older_events() {
 #[tokio::test(start_paused = true)]
 async fn a_write_that_the_watch_overtook_leaves_no_ghost() {
     let (api, store, _tasks) = started(Duration::ZERO).await;
-    let value = api.create(kinds::POD, "ns", pod("a")).await.expect("created");
-    let force = DeleteOptions { grace_period_secs: Some(0), ..Default::default() };
-    api.delete(kinds::POD, "ns", "a", force).await.expect("deleted");
+    let value = api
+        .create(kinds::POD, "ns", pod("a"))
+        .await
+        .expect("created");
+    let force = DeleteOptions {
+        grace_period_secs: Some(0),
+        ..Default::default()
+    };
+    api.delete(kinds::POD, "ns", "a", force)
+        .await
+        .expect("deleted");
     tokio::time::sleep(Duration::from_secs(1)).await;
     // The creator learns its result only now.
     store.wrote(&value).expect("parsed");

@@ -20,11 +20,17 @@ fn node(spec: Value, pods: Vec<Pod>) -> NodeInfo {
         "metadata": {"name": "n1", "labels": {"disk": "ssd", "cores": "8"}}, "spec": spec,
         "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "2"}},
     }));
-    NodeInfo::new(Arc::new(node.expect("a node")), pods.into_iter().map(Arc::new).collect())
+    NodeInfo::new(
+        Arc::new(node.expect("a node")),
+        pods.into_iter().map(Arc::new).collect(),
+    )
 }
 
 fn reasons(pod_spec: Value, info: &NodeInfo) -> Vec<String> {
-    filter(&pod(pod_spec), info).err().map(|rejection| rejection.reasons).unwrap_or_default()
+    filter(&pod(pod_spec), info)
+        .err()
+        .map(|rejection| rejection.reasons)
+        .unwrap_or_default()
 }
 
 fn affinity(operator: &str, key: &str, values: &[&str]) -> Value {
@@ -35,12 +41,13 @@ fn affinity(operator: &str, key: &str, values: &[&str]) -> Value {
 
 #[test]
 fn resources_that_do_not_fit_are_named() {
-    let asks = |cpu: &str, memory: &str| {
-        json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]})
-    };
+    let asks = |cpu: &str, memory: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]});
     let empty = node(json!({}), vec![]);
     assert!(reasons(asks("2", "1Gi"), &empty).is_empty());
-    assert_eq!(reasons(asks("2001m", "2Gi"), &empty), ["Insufficient cpu", "Insufficient memory"]);
+    assert_eq!(
+        reasons(asks("2001m", "2Gi"), &empty),
+        ["Insufficient cpu", "Insufficient memory"]
+    );
     let used = node(json!({}), vec![pod(asks("1500m", "1Mi"))]);
     assert_eq!(reasons(asks("600m", "1Mi"), &used), ["Insufficient cpu"]);
     let full = node(json!({}), vec![pod(json!({})), pod(json!({}))]);
@@ -57,18 +64,27 @@ fn a_request_larger_than_the_node_cannot_be_helped_by_preemption() {
 #[test]
 fn taints_keep_pods_away_unless_they_are_tolerated() {
     let tainted = |effect: &str| {
-        node(json!({"taints": [{"key": "dedicated", "value": "db", "effect": effect}]}), vec![])
+        node(
+            json!({"taints": [{"key": "dedicated", "value": "db", "effect": effect}]}),
+            vec![],
+        )
     };
     let text = ["node(s) had untolerated taint {dedicated: db}"];
     assert_eq!(reasons(json!({}), &tainted("NoSchedule")), text);
     assert_eq!(reasons(json!({}), &tainted("NoExecute")), text);
     assert!(reasons(json!({}), &tainted("PreferNoSchedule")).is_empty());
     for (toleration, admitted) in [
-        (json!({"key": "dedicated", "operator": "Equal", "value": "db"}), true),
+        (
+            json!({"key": "dedicated", "operator": "Equal", "value": "db"}),
+            true,
+        ),
         (json!({"key": "dedicated", "value": "web"}), false),
         (json!({"key": "dedicated", "operator": "Exists"}), true),
         (json!({"operator": "Exists"}), true),
-        (json!({"key": "dedicated", "operator": "Exists", "effect": "NoExecute"}), false),
+        (
+            json!({"key": "dedicated", "operator": "Exists", "effect": "NoExecute"}),
+            false,
+        ),
     ] {
         let found = reasons(json!({"tolerations": [toleration]}), &tainted("NoSchedule"));
         assert_eq!(found.is_empty(), admitted, "{toleration}");
@@ -81,7 +97,10 @@ fn a_cordoned_node_is_named_before_its_taint() {
         json!({"unschedulable": true, "taints": [{"key": UNSCHEDULABLE, "effect": "NoSchedule"}]}),
         vec![],
     );
-    assert_eq!(reasons(json!({}), &cordoned), ["node(s) were unschedulable"]);
+    assert_eq!(
+        reasons(json!({}), &cordoned),
+        ["node(s) were unschedulable"]
+    );
 }
 
 #[test]
@@ -89,7 +108,10 @@ fn selectors_and_affinity_choose_nodes_by_label() {
     let info = node(json!({}), vec![]);
     let text = ["node(s) didn't match Pod's node affinity/selector"];
     assert!(reasons(json!({"nodeSelector": {"disk": "ssd"}}), &info).is_empty());
-    assert_eq!(reasons(json!({"nodeSelector": {"disk": "hdd"}}), &info), text);
+    assert_eq!(
+        reasons(json!({"nodeSelector": {"disk": "hdd"}}), &info),
+        text
+    );
     for (operator, key, values, admitted) in [
         ("In", "disk", &["ssd", "nvme"][..], true),
         ("In", "disk", &["hdd"], false),
@@ -107,7 +129,11 @@ fn selectors_and_affinity_choose_nodes_by_label() {
     }
     let no_terms = json!({"affinity": {"nodeAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}}});
-    assert_eq!(reasons(no_terms, &info), text, "an empty term matches nothing");
+    assert_eq!(
+        reasons(no_terms, &info),
+        text,
+        "an empty term matches nothing"
+    );
 }
 
 #[test]

@@ -29,11 +29,20 @@ fn node(name: &str, extra: Value, pods: usize) -> NodeInfo {
         if let Some(field) = value.pointer_mut(pointer)
             && field.is_null()
         {
-            *field = if pointer == "/metadata/labels" { json!({}) } else { json!([]) };
+            *field = if pointer == "/metadata/labels" {
+                json!({})
+            } else {
+                json!([])
+            };
         }
     }
-    let pods = (0..pods).map(|i| Arc::new(pod(&format!("{name}-{i}"), json!({})))).collect();
-    NodeInfo::new(Arc::new(serde_json::from_value(value).expect("a node")), pods)
+    let pods = (0..pods)
+        .map(|i| Arc::new(pod(&format!("{name}-{i}"), json!({}))))
+        .collect();
+    NodeInfo::new(
+        Arc::new(serde_json::from_value(value).expect("a node")),
+        pods,
+    )
 }
 
 fn best(pod: &Pod, nodes: &[NodeInfo]) -> String {
@@ -46,7 +55,11 @@ fn best(pod: &Pod, nodes: &[NodeInfo]) -> String {
 
 #[test]
 fn pods_of_one_service_are_spread_over_nodes() {
-    let nodes = [node("a", json!({}), 2), node("b", json!({}), 1), node("c", json!({}), 2)];
+    let nodes = [
+        node("a", json!({}), 2),
+        node("b", json!({}), 1),
+        node("c", json!({}), 2),
+    ];
     assert_eq!(best(&pod("p", json!({})), &nodes), "b");
 }
 
@@ -55,7 +68,10 @@ fn a_preferred_label_wins_over_an_even_spread() {
     let preferred = json!({"affinity": {"nodeAffinity": {
         "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference":
             {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}}]}}});
-    let nodes = [node("a", json!({}), 0), node("b", json!({"labels": {"disk": "ssd"}}), 0)];
+    let nodes = [
+        node("a", json!({}), 0),
+        node("b", json!({"labels": {"disk": "ssd"}}), 0),
+    ];
     assert_eq!(best(&pod("p", preferred), &nodes), "b");
 }
 
