@@ -220,6 +220,7 @@ impl Reconcilers {
         };
         let task = ServicesTask {
             node_name: self.config.node_name,
+            service_ranges: self.config.service_ranges,
             maps,
             generations,
             desired: self.desired,

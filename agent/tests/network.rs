@@ -308,10 +308,7 @@ fn a_killed_agent_loses_no_packet_and_forgets_no_pod() {
         assert!(sent > 300, "{name}: {sent}");
         assert_eq!(answered, sent, "{name}: sent, answered");
     }
-    assert_eq!(
-        in_netns(&netns, move || sockets::local_addresses().contains(&lease)),
-        true
-    );
+    assert!(in_netns(&netns, move || sockets::local_addresses().contains(&lease)));
 }
 
 #[test]
@@ -329,4 +326,37 @@ fn a_udp_flow_leaves_a_backend_that_stops_serving_at_once() {
         "b1",
         "the same flow, the next datagram"
     );
+}
+
+#[test]
+fn a_pinned_map_of_another_layout_is_refused_and_nothing_is_touched() {
+    if !privileged() {
+        return;
+    }
+    use aya::maps::{Array, MapData};
+    use tholepin_agent::dataplane::pin::{PinDirectory, PinError};
+    let root = format!("/sys/fs/bpf/thpt-{}-layout", std::process::id());
+    // Removes the directory also when an assertion fails.
+    struct Remove(String);
+    impl Drop for Remove {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).ok();
+        }
+    }
+    let remove = Remove(root.clone());
+    let root = std::path::Path::new(&root);
+    let pins = PinDirectory::prepare(root).unwrap();
+    let map = Array::<MapData, u64>::create(4, 0).unwrap();
+    let path = pins.map("FRONTENDS");
+    map.pin(&path).unwrap();
+    let error = PinDirectory::prepare(root).unwrap_err();
+    assert!(matches!(error, PinError::Layout { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("FRONTENDS") && text.contains("found Array"),
+        "{text}"
+    );
+    assert!(text.contains("expected Hash"), "{text}");
+    assert!(path.exists());
+    drop(remove);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tholepin_ebpf_abi::names;
 use tholepin_model::desired::{Desired, ServiceTable};
 use tholepin_model::plan::services::{Capacities, Context, Op, RealizedServices, plan};
@@ -90,6 +91,8 @@ pub struct ServicesStatus {
 /// The reconciler; owns the maps.
 pub struct ServicesTask<M> {
     pub node_name: String,
+    /// What the node's own processes have routes for.
+    pub service_ranges: Vec<IpNet>,
     pub maps: M,
     pub generations: Generations,
     pub desired: watch::Receiver<Desired>,
@@ -169,6 +172,22 @@ impl<M: ServiceMaps> ServicesTask<M> {
                 .map(|(service, port, problem)| ((service, port), problem.to_string()))
                 .collect(),
         };
+        for entry in &table.entries {
+            let outside = entry.frontends.iter().find(|frontend| {
+                !self
+                    .service_ranges
+                    .iter()
+                    .any(|range| range.contains(&frontend.address))
+            });
+            if let Some(frontend) = outside {
+                let key = (entry.service.clone(), entry.port_name.clone());
+                let reason = format!(
+                    "{} is in none of this node's Service ranges: pods reach it, the node does not",
+                    frontend.address
+                );
+                status.problems.entry(key).or_insert(reason);
+            }
+        }
         if let Some(error) = &failure {
             let reason = chain(error);
             for key in unfinished(&table, realized) {

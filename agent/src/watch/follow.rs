@@ -112,4 +112,73 @@ mod tests {
             "what was not listed is gone"
         );
     }
+
+    type Answer =
+        http::Response<http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error>>;
+
+    /// An API server with one Service, that announces another as soon as it is watched.
+    fn answer(request: &http::Request<kube::client::Body>) -> Answer {
+        use http_body_util::{BodyExt, StreamBody};
+        let service = |name: &str, address: &str| {
+            serde_json::json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": name, "namespace": "default", "resourceVersion": "2"},
+                "spec": {"clusterIP": address, "ports": [{"port": 80}]},
+            })
+        };
+        let watching = request.uri().query().unwrap_or_default().contains("watch=");
+        let text = if watching {
+            serde_json::json!({"type": "ADDED", "object": service("b", "10.96.0.2")})
+        } else {
+            serde_json::json!({
+                "apiVersion": "v1", "kind": "ServiceList", "metadata": {"resourceVersion": "1"},
+                "items": [service("a", "10.96.0.1")],
+            })
+        };
+        let frame = Ok(http_body::Frame::data(bytes::Bytes::from(format!(
+            "{text}\n"
+        ))));
+        let once = futures::stream::iter([frame]);
+        let body = if watching {
+            // A watch stays open.
+            BodyExt::boxed(StreamBody::new(once.chain(futures::stream::pending())))
+        } else {
+            BodyExt::boxed(StreamBody::new(once))
+        };
+        http::Response::new(body)
+    }
+
+    #[tokio::test]
+    async fn a_watch_lists_then_says_synced_then_follows() {
+        let api = tower::service_fn(|request| async move {
+            Ok::<_, std::convert::Infallible>(answer(&request))
+        });
+        let client = kube::Client::new(api, "default");
+        let (sender, mut desired) =
+            tokio::sync::watch::channel(tholepin_model::desired::Desired::default());
+        let cancel = CancellationToken::new();
+        let watch = tokio::spawn(super::super::services::watch(
+            client,
+            sender,
+            cancel.clone(),
+        ));
+        let listed = desired
+            .wait_for(|desired| desired.sync.services)
+            .await
+            .unwrap()
+            .clone();
+        assert!(
+            listed
+                .services
+                .values()
+                .any(|service| service.name.name == "a")
+        );
+        assert!(!listed.sync.nodes && !listed.sync.endpoint_slices);
+        desired
+            .wait_for(|desired| desired.services.len() == 2)
+            .await
+            .unwrap();
+        cancel.cancel();
+        watch.await.unwrap();
+    }
 }

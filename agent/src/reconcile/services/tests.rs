@@ -94,6 +94,7 @@ fn task(maps: FakeMaps, state: &Path) -> ServicesTask<FakeMaps> {
     let generations = Generations::open(state).unwrap();
     ServicesTask {
         node_name: "n1".to_owned(),
+        service_ranges: vec!["10.96.0.0/16".parse().unwrap()],
         maps,
         generations,
         desired,
@@ -178,4 +179,23 @@ fn a_half_seen_cluster_removes_nothing() {
     half.sync.services = true;
     assert!(!task.round(&half, &mut realized));
     assert_eq!(counts(&task.maps.kernel), [1]);
+}
+
+#[test]
+fn a_service_outside_the_nodes_ranges_is_programmed_and_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut task = task(FakeMaps::default(), directory.path());
+    task.service_ranges = vec!["10.97.0.0/16".parse().unwrap()];
+    let mut realized = RealizedServices::default();
+    assert!(!task.round(&desired(&[("a", &[1])]), &mut realized));
+    assert_eq!(counts(&task.maps.kernel), [1]);
+    let status = task.status.borrow().clone();
+    assert!(
+        status
+            .problems
+            .values()
+            .next()
+            .unwrap()
+            .contains("10.96.0.1 is in none")
+    );
 }
