@@ -62,7 +62,9 @@ impl ServiceMaps for PinnedServiceMaps {
 
     fn apply(&mut self, op: &Op) -> Result<(), MapAccessError> {
         match op {
-            Op::UpsertBackend(id, backend) => self.backends.upsert(*id, backend),
+            Op::UpsertBackend(id, backend) | Op::RetireBackend(id, backend) => {
+                self.backends.upsert(*id, backend)
+            }
             Op::UpsertSlot(service, ordinal, backend) => {
                 self.slots.upsert(*service, *ordinal, *backend)
             }

@@ -27,9 +27,12 @@ pub struct FrontendState {
     pub local_only: bool,
 }
 
-/// Value of a backend in the kernel. Its presence means that it serves.
+/// Value of a backend in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
+    /// Established UDP flows stay. Cleared just before it is removed, so that they move on without
+    /// waiting for the removal.
+    pub serving: bool,
     /// Where packets go.
     pub address: BackendAddress,
     /// Differs from that of every earlier backend with the same id, so that old flows are recognised.
@@ -58,6 +61,8 @@ pub enum Op {
     UpsertFrontend(Frontend, FrontendState),
     /// Remove a frontend.
     RemoveFrontend(Frontend),
+    /// Mark a backend that no frontend leads to as not serving.
+    RetireBackend(BackendId, Backend),
     /// Wait until no packet is under way that began before the operations so far.
     WaitForReaders,
     /// Remove a slot.
@@ -364,7 +369,12 @@ fn ensure_backends(
     plan: &mut Plan,
 ) -> BTreeMap<BackendAddress, BackendId> {
     let mut known: BTreeMap<BackendAddress, BackendId> = BTreeMap::new();
-    for (id, backend) in &realized.backends {
+    // A retired one is on its way out; the same address gets a new id and generation.
+    for (id, backend) in realized
+        .backends
+        .iter()
+        .filter(|(_, backend)| backend.serving)
+    {
         known.entry(backend.address).or_insert(*id);
     }
     let mut pool = IdPool::new(realized.backends.keys().copied());
@@ -384,6 +394,7 @@ fn ensure_backends(
             let id = known.get(address).copied().unwrap_or_else(|| {
                 let id = pool.take();
                 let backend = Backend {
+                    serving: true,
                     address: *address,
                     generation: plan.next_generation,
                 };
@@ -461,6 +472,17 @@ fn prune(
         .map(|(id, ordinal)| Op::RemoveSlot(*id, *ordinal))
         .chain(backends.map(|id| Op::RemoveBackend(*id)))
         .collect();
+    for (id, backend) in &realized.backends {
+        if backend.serving && !kept.contains(id) {
+            ops.push(Op::RetireBackend(
+                *id,
+                Backend {
+                    serving: false,
+                    ..*backend
+                },
+            ));
+        }
+    }
     if !removals.is_empty() {
         ops.push(Op::WaitForReaders);
         ops.extend(removals);
@@ -471,7 +493,9 @@ impl RealizedServices {
     /// Records that `op` was applied.
     pub fn record(&mut self, op: &Op) {
         match *op {
-            Op::UpsertBackend(id, backend) => drop(self.backends.insert(id, backend)),
+            Op::UpsertBackend(id, backend) | Op::RetireBackend(id, backend) => {
+                self.backends.insert(id, backend);
+            }
             Op::UpsertSlot(service, ordinal, backend) => {
                 self.slots.insert((service, ordinal), backend);
             }
@@ -499,6 +523,14 @@ impl RealizedServices {
                 .values()
                 .any(|state| state.service_id == service && ordinal < state.backend_count),
             Op::RemoveBackend(id) => !self.slots.values().any(|backend| *backend == id),
+            Op::RetireBackend(id, _) => {
+                let mut leading = self.slots.iter().filter(|(_, backend)| **backend == id);
+                !leading.any(|((service, ordinal), _)| {
+                    self.frontends
+                        .values()
+                        .any(|state| state.service_id == *service && *ordinal < state.backend_count)
+                })
+            }
             Op::UpsertBackend(..) | Op::RemoveFrontend(_) | Op::WaitForReaders => true,
         }
     }

@@ -1,4 +1,5 @@
-//! `BACKENDS`: addresses behind Services. An entry exists as long as the endpoint serves.
+//! `BACKENDS`: addresses behind Services. An entry exists as long as the endpoint serves, and a moment
+//! longer without the serving bit.
 
 use aya::maps::HashMap;
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
@@ -26,7 +27,7 @@ impl Backends {
             address: backend.address.address.into(),
             port: Be16::new(backend.address.port),
             protocol: backend.address.protocol.number(),
-            flags: BACKEND_SERVING,
+            flags: if backend.serving { BACKEND_SERVING } else { 0 },
             generation: backend.generation,
         };
         let key = BackendKey { backend_id: id };
@@ -41,21 +42,22 @@ impl Backends {
         )
     }
 
-    /// Everything that serves.
+    /// Everything, also what a killed agent was about to remove.
     pub fn read(&self) -> Result<Vec<(BackendId, Backend)>, MapAccessError> {
         let raw = entries(names::BACKENDS, self.0.iter())?;
         Ok(raw
             .into_iter()
-            .filter(|(_, value)| value.flags & BACKEND_SERVING != 0)
             .filter_map(|(key, value)| {
                 let address = BackendAddress {
                     address: value.address.to_ip(),
                     port: value.port.get(),
                     protocol: Protocol::from_number(value.protocol)?,
                 };
+                let serving = value.flags & BACKEND_SERVING != 0;
                 Some((
                     key.backend_id,
                     Backend {
+                        serving,
                         address,
                         generation: value.generation,
                     },

@@ -357,3 +357,27 @@ fn an_operation_after_a_failed_one_is_recognised_as_unsafe() {
     realized.record(&planned.ops[0]);
     assert!(realized.is_safe(&planned.ops[1]));
 }
+
+#[test]
+fn a_backend_that_goes_is_retired_before_its_removal_waits_for_readers() {
+    let before = realize(
+        &ServiceTable {
+            entries: vec![entry(1, &[1], &[1, 2], &[])],
+        },
+        &RealizedServices::default(),
+        LARGE,
+    );
+    let table = ServiceTable {
+        entries: vec![entry(1, &[1], &[2], &[])],
+    };
+    let ops = plan(&table, &before, context(true, LARGE, 9)).ops;
+    let at = |wanted: fn(&Op) -> bool| ops.iter().position(wanted).unwrap();
+    let frontend = at(|op| matches!(op, Op::UpsertFrontend(..)));
+    let retired = at(|op| matches!(op, Op::RetireBackend(_, backend) if !backend.serving));
+    let wait = at(|op| matches!(op, Op::WaitForReaders));
+    let removed = at(|op| matches!(op, Op::RemoveBackend(_)));
+    assert!(
+        frontend < retired && retired < wait && wait < removed,
+        "{ops:?}"
+    );
+}
