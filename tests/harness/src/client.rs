@@ -57,6 +57,20 @@ pub async fn wait_for<K>(
 where
     K: Resource + Clone + Debug + Send + serde::de::DeserializeOwned + 'static,
 {
+    // Typed objects are large; on the heap they do not make every test's future large.
+    Box::pin(watch(api, name, what, limit, wanted)).await
+}
+
+async fn watch<K>(
+    api: Api<K>,
+    name: &str,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(Option<&K>) -> bool,
+) -> Result<Option<K>>
+where
+    K: Resource + Clone + Debug + Send + serde::de::DeserializeOwned + 'static,
+{
     let mut last: Option<K> = None;
     let mut error = None;
     let mut stream = Box::pin(watcher::watch_object(api, name));

@@ -1,1 +1,2 @@
-//! Agent and containerd end to end, without a control plane of ours.
+//! Agents and containerd end to end: what a single node must do, seen from its containers and packets.
+//! The tests are in `tests/`.

@@ -43,7 +43,7 @@ fn header(file: &SourceFile) -> Option<Problem> {
     let first = file.text.lines().next().unwrap_or_default();
     let says_something = first
         .strip_prefix("//! ")
-        .is_some_and(|text| text.len() >= 10);
+        .is_some_and(|text| text.len() >= 5);
     (!says_something).then(|| {
         Problem::new(
             file,
