@@ -1,0 +1,541 @@
+//! One node's dataplane: the real programs and maps, loaded unpinned and gone with the process.
+//!
+//! The node has gateway 10.244.1.1 / fd00:10:244:1::1, pods .2, .3 and .7 in both families, and
+//! knows that 10.244.2.0/24 and fd00:10:244:2::/64 are on 172.30.0.12.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, Pod};
+use tholepin_ebpf_abi::backend::BACKEND_SERVING;
+use tholepin_ebpf_abi::names::{self, HOST_MAC, OVERLAY_SOURCE_MAC};
+use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
+use tholepin_ebpf_abi::*;
+use tholepin_ebpf_object::OBJECT;
+
+use crate::wire::{Packet, end};
+
+/// A hook a packet enters by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    PodEgress,
+    HostEgress,
+    OverlayIn,
+}
+
+impl Hook {
+    pub const ALL: [Self; 3] = [Self::PodEgress, Self::HostEgress, Self::OverlayIn];
+
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::PodEgress => names::POD_EGRESS,
+            Self::HostEgress => names::HOST_EGRESS,
+            Self::OverlayIn => names::OVERLAY_IN,
+        }
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` gives packets the loopback device, so it stands for every pod's interface.
+pub const IFINDEX: u32 = 1;
+/// An interface that is not the one packets come from.
+pub const OTHER_IFINDEX: u32 = 77;
+pub const OVERLAY_MTU: u32 = 1450;
+const GATEWAYS: [&str; 2] = ["10.244.1.1", "fd00:10:244:1::1"];
+const PODS: [u8; 3] = [2, 3, 7];
+
+const TC_ACT_OK: u32 = 0;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
+
+/// The globals a test may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Globals {
+    pub enforce_source: u32,
+    pub redirect_peer: u32,
+    pub csum_ipv6: u32,
+    pub overlay: bool,
+    pub mtu: u32,
+}
+
+impl Default for Globals {
+    fn default() -> Self {
+        Self {
+            enforce_source: 1,
+            redirect_peer: 1,
+            csum_ipv6: 0,
+            overlay: true,
+            mtu: OVERLAY_MTU,
+        }
+    }
+}
+
+/// What came out of a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// To a local pod, by its MAC's last byte.
+    Pod(u8, Packet),
+    Gateway(Packet),
+    Overlay(Packet),
+    /// Back to the sender.
+    Answer(Packet),
+    /// To the kernel's stack.
+    Pass(Packet),
+    /// Not changed, because there was nothing to read.
+    PassRaw,
+    Drop,
+}
+
+/// A loaded dataplane.
+#[derive(Debug)]
+pub struct Stage {
+    ebpf: Ebpf,
+    next_id: u32,
+}
+
+/// A stage, or `None` (reported) where eBPF may not be loaded. Under `CI` that is an error.
+pub fn stage() -> Option<Stage> {
+    stage_with(Globals::default())
+}
+
+/// A stage with other globals.
+pub fn stage_with(globals: Globals) -> Option<Stage> {
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        return Some(Stage::load(globals).unwrap_or_else(|error| panic!("{error:?}")));
+    }
+    let ci = std::env::var("CI").is_ok_and(|value| value == "1" || value == "true");
+    assert!(
+        !ci,
+        "eBPF programs can only be loaded as root, and CI must load them"
+    );
+    eprintln!("SKIPPED: eBPF programs can only be loaded as root");
+    None
+}
+
+impl Stage {
+    /// Loads and verifies every program.
+    pub fn load(globals: Globals) -> anyhow::Result<Self> {
+        let [v4, v6] = GATEWAYS.map(|text| address(text).octets);
+        let overlay_ifindex = if globals.overlay { IFINDEX } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(tholepin_ebpf_abi::globals::GATEWAY_V4, &v4, true)
+            .override_global(tholepin_ebpf_abi::globals::GATEWAY_V6, &v6, true)
+            .override_global(tholepin_ebpf_abi::globals::HOST_IFINDEX, &IFINDEX, true)
+            .override_global(
+                tholepin_ebpf_abi::globals::OVERLAY_IFINDEX,
+                &overlay_ifindex,
+                true,
+            )
+            .override_global(tholepin_ebpf_abi::globals::OVERLAY_MTU, &globals.mtu, true)
+            .override_global(
+                tholepin_ebpf_abi::globals::ENFORCE_SOURCE,
+                &globals.enforce_source,
+                true,
+            )
+            .override_global(
+                tholepin_ebpf_abi::globals::REDIRECT_PEER,
+                &globals.redirect_peer,
+                true,
+            )
+            .override_global(
+                tholepin_ebpf_abi::globals::CSUM_IPV6,
+                &globals.csum_ipv6,
+                true,
+            );
+        for map in [
+            names::FRONTENDS,
+            names::BACKEND_SLOTS,
+            names::BACKENDS,
+            names::CONNTRACK,
+            names::POD_ROUTES,
+            names::FRAGMENTS,
+        ] {
+            loader.map_max_entries(map, 1024);
+        }
+        let ebpf = loader.load(OBJECT)?;
+        let mut stage = Self { ebpf, next_id: 1 };
+        for hook in Hook::ALL {
+            stage.program(hook).load()?;
+        }
+        for last in PODS {
+            stage.workload(&format!("10.244.1.{last}"), IFINDEX, last);
+            stage.workload(&format!("fd00:10:244:1::{last}"), IFINDEX, last);
+        }
+        stage.route("10.244.2.0", 96 + 24, "172.30.0.12");
+        stage.route("fd00:10:244:2::", 64, "172.30.0.12");
+        Ok(stage)
+    }
+
+    fn program(&mut self, hook: Hook) -> &mut SchedClassifier {
+        let program = self
+            .ebpf
+            .program_mut(hook.program())
+            .expect("the object has the hook");
+        program.try_into().expect("hooks are classifiers")
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .unwrap_or_else(|| panic!("no map `{name}`"));
+        map.try_into()
+            .unwrap_or_else(|error| panic!("map `{name}`: {error}"))
+    }
+
+    /// Adds a pod of this node.
+    pub fn workload(&mut self, text: &str, ifindex: u32, last: u8) {
+        let key = WorkloadKey {
+            address: address(text),
+        };
+        let value = WorkloadValue {
+            ifindex,
+            mac: pod_mac(last),
+            flags: 0,
+        };
+        self.hash(names::WORKLOADS)
+            .insert(key, value, 0)
+            .expect("room for a workload");
+    }
+
+    fn route(&mut self, text: &str, prefix_len: u32, endpoint: &str) {
+        let map = self
+            .ebpf
+            .map_mut(names::POD_ROUTES)
+            .expect("the object has routes");
+        let mut routes: LpmTrie<_, [u8; 16], RouteValue> = map.try_into().expect("a trie");
+        let value = RouteValue {
+            tunnel_endpoint: address(endpoint),
+            flags: 0,
+        };
+        let key = Key::new(prefix_len, address(text).octets);
+        routes.insert(&key, value, 0).expect("room for a route");
+    }
+
+    /// Adds a Service `address:port/protocol` and returns its backends' ids.
+    pub fn service(&mut self, frontend: &str, backends: &[&str]) -> Vec<u32> {
+        self.service_with(frontend, backends, 0, 0)
+    }
+
+    /// The same, with flags and the number of local backends.
+    pub fn service_with(
+        &mut self,
+        frontend: &str,
+        backends: &[&str],
+        flags: u16,
+        local_count: u16,
+    ) -> Vec<u32> {
+        let (at, protocol) = frontend.split_once('/').expect("address:port/protocol");
+        let protocol = if protocol == "udp" { 17 } else { 6 };
+        let at = end(at);
+        let service_id = self.next_id;
+        self.next_id += 1;
+        let mut ids = Vec::new();
+        for (ordinal, backend) in (0..).zip(backends) {
+            let backend_id = self.next_id;
+            self.next_id += 1;
+            self.backend(backend_id, backend, protocol, BACKEND_SERVING, 1);
+            let key = SlotKey {
+                service_id,
+                ordinal,
+            };
+            self.hash(names::BACKEND_SLOTS)
+                .insert(key, SlotValue { backend_id }, 0)
+                .expect("room for a slot");
+            ids.push(backend_id);
+        }
+        let value = FrontendValue {
+            service_id,
+            backend_count: backends.len() as u16,
+            local_count,
+            flags,
+            _pad: 0,
+        };
+        self.hash(names::FRONTENDS)
+            .insert(frontend_key(at, protocol), value, 0)
+            .expect("room for a frontend");
+        ids
+    }
+
+    /// Writes a backend.
+    pub fn backend(&mut self, id: u32, at: &str, protocol: u8, flags: u8, generation: u32) {
+        let at = end(at);
+        let value = BackendValue {
+            address: at.ip().into(),
+            port: Be16::new(at.port()),
+            protocol,
+            flags,
+            generation,
+        };
+        let key = BackendKey { backend_id: id };
+        self.hash(names::BACKENDS)
+            .insert(key, value, 0)
+            .expect("room for a backend");
+    }
+
+    /// Removes a backend, as when its endpoint is gone.
+    pub fn remove_backend(&mut self, id: u32) {
+        let key = BackendKey { backend_id: id };
+        self.hash::<_, BackendValue>(names::BACKENDS)
+            .remove(&key)
+            .expect("it was there");
+    }
+
+    /// Forgets Services, backends and flows.
+    pub fn reset(&mut self) {
+        self.clear::<FrontendKey, FrontendValue>(names::FRONTENDS);
+        self.clear::<SlotKey, SlotValue>(names::BACKEND_SLOTS);
+        self.clear::<BackendKey, BackendValue>(names::BACKENDS);
+        self.clear::<FlowKey, ConntrackEntry>(names::CONNTRACK);
+    }
+
+    /// Forgets the flows only.
+    pub fn reset_flows(&mut self) {
+        self.clear::<FlowKey, ConntrackEntry>(names::CONNTRACK);
+    }
+
+    /// Total nanoseconds and runs of a hook, counted while statistics are on.
+    pub fn run_stats(&mut self, hook: Hook) -> (u64, u64) {
+        let info = self.program(hook).info().expect("the program is loaded");
+        (info.run_time().as_nanos() as u64, info.run_count())
+    }
+
+    fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut map = self.hash::<K, V>(name);
+        let keys: Vec<K> = map.keys().map(|key| key.expect("readable")).collect();
+        for key in keys {
+            map.remove(&key).expect("it was there");
+        }
+    }
+
+    /// Runs a packet through a hook.
+    pub fn run(&mut self, hook: Hook, packet: &Packet) -> Outcome {
+        let mut frame = frame_of(packet);
+        frame.extend(packet.ip_bytes());
+        self.run_frame(hook, &frame)
+    }
+
+    /// Runs any frame through a hook.
+    pub fn run_frame(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        let result = self
+            .program(hook)
+            .test_run(options)
+            .expect("the kernel runs the program");
+        out.truncate(result.data_size_out as usize);
+        outcome(result.return_value, &out)
+    }
+
+    /// Packets dropped for a reason.
+    pub fn drops(&mut self, reason: DropReason) -> u64 {
+        let map = self
+            .ebpf
+            .map_mut(names::DROPS)
+            .expect("the object counts drops");
+        let drops: PerCpuArray<_, u64> = map.try_into().expect("a per-CPU array");
+        drops
+            .get(&(reason as u32), 0)
+            .expect("a slot for each reason")
+            .iter()
+            .sum()
+    }
+
+    /// All reasons with drops.
+    pub fn all_drops(&mut self) -> Vec<(DropReason, u64)> {
+        let all = DropReason::ALL
+            .iter()
+            .map(|reason| (*reason, self.drops(*reason)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The tracked flows, both halves.
+    pub fn conntrack(&mut self) -> BTreeSet<FlowKey> {
+        let map = self.hash::<FlowKey, ConntrackEntry>(names::CONNTRACK);
+        map.keys().map(|key| key.expect("readable")).collect()
+    }
+
+    /// The entry of a packet's own tuple.
+    pub fn entry(&mut self, packet: &Packet) -> Option<ConntrackEntry> {
+        self.hash::<FlowKey, ConntrackEntry>(names::CONNTRACK)
+            .get(&flow_key(packet), 0)
+            .ok()
+    }
+
+    /// Overwrites the entry of a packet's own tuple, to make it as old as a test needs.
+    pub fn set_entry(&mut self, packet: &Packet, entry: ConntrackEntry) {
+        self.hash(names::CONNTRACK)
+            .insert(flow_key(packet), entry, 0)
+            .expect("room for an entry");
+    }
+
+    /// Forgets the entry of a packet's own tuple, as LRU eviction does.
+    pub fn evict(&mut self, packet: &Packet) {
+        let mut map = self.hash::<FlowKey, ConntrackEntry>(names::CONNTRACK);
+        map.remove(&flow_key(packet)).expect("it was there");
+    }
+
+    /// Runs a packet and says in words what happened: where it went and what it had become, how
+    /// many conntrack entries came or went, and which drops were counted.
+    pub fn observe(&mut self, hook: Hook, packet: &Packet) -> String {
+        let (flows, drops) = (self.conntrack(), self.all_drops());
+        let mut text = describe(&self.run(hook, packet));
+        let change = self.conntrack().len() as i64 - flows.len() as i64;
+        if change != 0 {
+            text += &format!("; conntrack {change:+}");
+        }
+        for (reason, count) in self.all_drops() {
+            let before = drops
+                .iter()
+                .find(|(other, _)| *other == reason)
+                .map_or(0, |(_, n)| *n);
+            if count != before {
+                text += &format!("; {} +{}", reason.label(), count - before);
+            }
+        }
+        text
+    }
+
+    /// Checks [`Self::observe`].
+    #[track_caller]
+    pub fn check(&mut self, hook: Hook, packet: &Packet, expected: &str) {
+        let observed = self.observe(hook, packet);
+        assert_eq!(observed, expected, "{packet} enters {}", hook.program());
+    }
+}
+
+fn describe(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Pod(last, packet) => format!("pod .{last}: {packet} ttl {}", packet.ttl),
+        Outcome::Gateway(packet) => format!("gateway: {packet} ttl {}", packet.ttl),
+        Outcome::Overlay(packet) => format!("overlay: {packet} ttl {}", packet.ttl),
+        Outcome::Answer(packet) => format!("answer: {packet}"),
+        Outcome::Pass(packet) => format!("pass: {packet} ttl {}", packet.ttl),
+        Outcome::PassRaw => "pass".to_owned(),
+        Outcome::Drop => "drop".to_owned(),
+    }
+}
+
+fn outcome(action: u32, frame: &[u8]) -> Outcome {
+    let packet = || Packet::from_ip_bytes(&frame[14..]).unwrap_or_else(|error| panic!("{error}"));
+    let (to, from) = (&frame[..6], &frame[6..12]);
+    match action {
+        TC_ACT_SHOT => Outcome::Drop,
+        TC_ACT_OK if !matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]) => Outcome::PassRaw,
+        TC_ACT_OK => Outcome::Pass(packet()),
+        TC_ACT_REDIRECT if to == HOST_MAC && from == OVERLAY_SOURCE_MAC => {
+            Outcome::Overlay(packet())
+        }
+        TC_ACT_REDIRECT if to == SENDER_MAC && from == HOST_MAC => Outcome::Answer(packet()),
+        TC_ACT_REDIRECT if to == HOST_MAC && from == HOST_MAC => Outcome::Gateway(packet()),
+        TC_ACT_REDIRECT if to[..5] == pod_mac(0)[..5] => Outcome::Pod(to[5], packet()),
+        other => panic!("action {other} with {to:02x?} <- {from:02x?}"),
+    }
+}
+
+/// What sends to the hooks, as far as an answer shows it.
+const SENDER_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 1];
+
+fn frame_of(packet: &Packet) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.extend(HOST_MAC);
+    frame.extend(SENDER_MAC);
+    frame.extend(if packet.is_v4() {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    });
+    frame
+}
+
+fn pod_mac(last: u8) -> [u8; 6] {
+    [0x02, 0, 0, 0, 0, last]
+}
+
+/// A frame with any Ethernet type.
+pub fn raw_frame(ether_type: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.extend(HOST_MAC);
+    frame.extend(SENDER_MAC);
+    frame.extend(ether_type.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+pub fn address(text: &str) -> Address {
+    text.parse::<IpAddr>()
+        .unwrap_or_else(|_| panic!("`{text}` is no address"))
+        .into()
+}
+
+fn frontend_key(at: SocketAddr, protocol: u8) -> FrontendKey {
+    FrontendKey {
+        address: at.ip().into(),
+        port: Be16::new(at.port()),
+        protocol,
+        scope: SCOPE_CLUSTER,
+    }
+}
+
+fn flow_key(packet: &Packet) -> FlowKey {
+    FlowKey {
+        source: packet.source.ip().into(),
+        destination: packet.destination.ip().into(),
+        source_port: Be16::new(packet.source.port()),
+        destination_port: Be16::new(packet.destination.port()),
+        protocol: packet.protocol(),
+        _pad: [0; 3],
+    }
+}
+
+/// The same host in the other family: `10.244.1.7` and `fd00:10:244:1::7`.
+pub fn in_v6(text: &str) -> String {
+    let mut out = String::new();
+    for (index, word) in text.split(' ').enumerate() {
+        if index > 0 {
+            out.push(' ');
+        }
+        let (word, mark) = word
+            .strip_suffix(';')
+            .map_or((word, ""), |word| (word, ";"));
+        let (at, rest) = word
+            .split_once('/')
+            .map_or((word, None), |(at, p)| (at, Some(p)));
+        match at.parse::<SocketAddr>() {
+            Ok(SocketAddr::V4(v4)) => {
+                out += &format!("[{}]:{}", mapped(v4.ip().octets()), v4.port());
+            }
+            _ => match at.parse::<std::net::Ipv4Addr>() {
+                Ok(v4) => out += &mapped(v4.octets()).to_string(),
+                Err(_) => out += at,
+            },
+        }
+        if let Some(rest) = rest {
+            out += &format!("/{rest}");
+        }
+        out += mark;
+    }
+    out
+}
+
+fn mapped([a, b, c, d]: [u8; 4]) -> Ipv6Addr {
+    let decimal = |byte: u8| u16::from_str_radix(&byte.to_string(), 16).expect("decimal digits");
+    Ipv6Addr::new(
+        0xfd00,
+        decimal(a),
+        decimal(b),
+        decimal(c),
+        0,
+        0,
+        0,
+        decimal(d),
+    )
+}

@@ -1,0 +1,109 @@
+//! Every program with every switch passes the verifier, and the maps are what the ABI says.
+
+use aya::maps::{Map, MapData};
+use tholepin_ebpf_abi::*;
+use tholepin_ebpf_object::OBJECT;
+use tholepin_tests_dataplane::stage::{Globals, stage_with};
+
+#[test]
+fn every_program_passes_the_verifier_with_every_switch() {
+    for bits in 0..32 {
+        let bit = |at: u32| bits >> at & 1;
+        let globals = Globals {
+            enforce_source: bit(0),
+            redirect_peer: bit(1),
+            csum_ipv6: bit(2),
+            overlay: bit(3) == 1,
+            mtu: 1450 * bit(4),
+        };
+        if stage_with(globals).is_none() {
+            return;
+        }
+    }
+}
+
+/// The bytes of a map definition's key and value, as the kernel was told.
+fn sizes(map: &Map) -> (u32, u32) {
+    let data: &MapData = match map {
+        Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data) => data,
+        other => panic!("unexpected kind of map: {other:?}"),
+    };
+    let info = data.info().expect("the map exists");
+    (info.key_size(), info.value_size())
+}
+
+#[test]
+fn maps_have_the_sizes_of_the_abi() {
+    let Some(_) = stage_with(Globals::default()) else {
+        return;
+    };
+    let mut loader = aya::EbpfLoader::new();
+    for map in names::MAPS {
+        if map != names::DROPS {
+            loader.map_max_entries(map, 16);
+        }
+    }
+    let ebpf = loader.load(OBJECT).expect("the object loads");
+    let of = |name: &str| sizes(ebpf.map(name).unwrap_or_else(|| panic!("no map `{name}`")));
+    fn size<K, V>() -> (u32, u32) {
+        (size_of::<K>() as u32, size_of::<V>() as u32)
+    }
+    assert_eq!(of(names::FRONTENDS), size::<FrontendKey, FrontendValue>());
+    assert_eq!(of(names::BACKEND_SLOTS), size::<SlotKey, SlotValue>());
+    assert_eq!(of(names::BACKENDS), size::<BackendKey, BackendValue>());
+    assert_eq!(of(names::CONNTRACK), size::<FlowKey, ConntrackEntry>());
+    assert_eq!(of(names::WORKLOADS), size::<WorkloadKey, WorkloadValue>());
+    assert_eq!(of(names::POD_ROUTES), size::<RouteKey, RouteValue>());
+    assert_eq!(of(names::FRAGMENTS), size::<FragmentKey, FragmentValue>());
+    assert_eq!(of(names::DROPS), size::<u32, u64>());
+}
+
+#[test]
+fn the_object_s_btf_shows_the_layouts_of_the_abi() {
+    let file = std::env::temp_dir().join(format!("tholepin-layout-{}.o", std::process::id()));
+    std::fs::write(&file, OBJECT).expect("the object fits into the temporary directory");
+    let dump = std::process::Command::new("bpftool")
+        .args(["-j", "btf", "dump", "file"])
+        .arg(&file)
+        .output();
+    std::fs::remove_file(&file).expect("just written");
+    let Ok(dump) = dump else {
+        let ci = std::env::var("CI").is_ok_and(|value| value == "1" || value == "true");
+        assert!(!ci, "bpftool is missing, and CI must compare layouts");
+        eprintln!("SKIPPED: bpftool is missing");
+        return;
+    };
+    assert!(
+        dump.status.success(),
+        "{}",
+        String::from_utf8_lossy(&dump.stderr)
+    );
+    let btf: serde_json::Value = serde_json::from_slice(&dump.stdout).expect("JSON of BTF");
+    let types = btf["types"].as_array().expect("a list of types");
+    macro_rules! compare {
+        ($($ty:ident)+) => {$(
+            let found = types
+                .iter()
+                .find(|ty| ty["kind"] == "STRUCT" && ty["name"] == stringify!($ty))
+                .unwrap_or_else(|| panic!("no BTF of {}", stringify!($ty)));
+            assert_eq!(found["size"], size_of::<$ty>(), "{}", stringify!($ty));
+            let members: Vec<_> = found["members"]
+                .as_array()
+                .expect("a list of members")
+                .iter()
+                .map(|member| {
+                    let bits = member["bits_offset"].as_u64().expect("an offset");
+                    (member["name"].as_str().expect("a name"), bits as usize / 8)
+                })
+                .collect();
+            assert_eq!(members, $ty::LAYOUT, "{}", stringify!($ty));
+        )+};
+    }
+    compare! {
+        FrontendKey FrontendValue SlotKey SlotValue BackendKey BackendValue FlowKey ConntrackEntry
+        WorkloadKey WorkloadValue RouteKey RouteValue FragmentKey FragmentValue
+    }
+}
