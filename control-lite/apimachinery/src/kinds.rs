@@ -230,7 +230,17 @@ impl Kind {
         selector.is_everything() || selector.matches(|path| self.field(object, path))
     }
 
-    /// An object of this version in the form it is stored in.
+    /// What the API says to everybody who uses a kind that is on its way out; for a `Warning` header.
+    pub fn deprecation_warning(&self) -> Option<&'static str> {
+        match (self.group, self.kind) {
+            ("", "Endpoints") => {
+                Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+            }
+            _ => None,
+        }
+    }
+
+    /// An object of this version in the form it is stored in. Comes before defaults, strategy and validation.
     pub fn to_storage(&self, object: Value) -> Value {
         match self.strategy.conversion {
             Some(conversion) => (conversion.to_storage)(object),
@@ -255,6 +265,30 @@ impl Kind {
             name => name,
         };
         Err(ApiError::invalid(self.group, self.kind, name, &errors))
+    }
+}
+
+/// Some values have a single and a plural field, the first of the plural being the single one. A writer that knows only one of them
+/// gets the other; where they disagree the single one wins, as in upstream's conversion. `key` is set for lists of objects.
+fn mirror_first(object: &mut Value, single: &str, plural: &str, key: Option<&str>) {
+    let one = crate::value::str_at(object, single).to_owned();
+    let first = crate::value::list_at(object, plural)
+        .first()
+        .map(|f| match key {
+            Some(key) => crate::value::str_at(f, key).to_owned(),
+            None => f.as_str().unwrap_or_default().to_owned(),
+        });
+    match first {
+        Some(first) if one.is_empty() => crate::value::set(object, single, first),
+        Some(first) if first == one => {}
+        _ if one.is_empty() => {}
+        _ => {
+            let entry = key.map_or_else(
+                || Value::from(one.as_str()),
+                |key| serde_json::json!({key: one}),
+            );
+            crate::value::set(object, plural, vec![entry]);
+        }
     }
 }
 

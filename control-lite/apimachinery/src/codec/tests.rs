@@ -73,6 +73,12 @@ fn kubectls_protobuf_and_its_json_are_the_same_object() {
             "{}\n{a:#}\n{b:#}",
             kind.kind
         );
+        let mut new = a;
+        if kind.is_namespaced {
+            crate::meta::set_namespace(&mut new, "default");
+        }
+        kind.prepare_create(&mut new);
+        assert_eq!(kind.validate_create(&new), Ok(()), "{}", kind.kind);
     }
 }
 

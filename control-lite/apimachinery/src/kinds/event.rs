@@ -209,26 +209,26 @@ fn validate(event: &Value) -> ErrorList {
     errors
 }
 
+/// Takes the stored form or the request's; paths are the request's.
 fn validate_events_v1(event: &Value) -> ErrorList {
-    let mut errors = validate(&to_core(event.clone()));
-    for key in [
-        "reportingController",
-        "reportingInstance",
-        "action",
-        "reason",
+    let core = to_core(event.clone());
+    let mut errors = validate(&core);
+    for (key, stored) in [
+        ("reportingController", "reportingComponent"),
+        ("reportingInstance", "reportingInstance"),
+        ("action", "action"),
+        ("reason", "reason"),
     ] {
-        if str_at(event, key).is_empty() {
+        if str_at(&core, stored).is_empty() {
             errors.push(FieldError::required(&Path::new(key), ""));
         }
     }
-    if !["Normal", "Warning"].contains(&str_at(event, "type")) {
-        errors.push(FieldError::invalid(
-            &Path::new("type"),
-            str_at(event, "type"),
-            "has invalid value: ",
-        ));
+    if !["Normal", "Warning"].contains(&str_at(&core, "type")) {
+        let value = str_at(&core, "type");
+        let detail = format!("has invalid value: {value}");
+        errors.push(FieldError::invalid(&Path::new("type"), "", detail));
     }
-    if at(event, "eventTime").is_none() {
+    if at(&core, "eventTime").is_none() {
         errors.push(FieldError::required(&Path::new("eventTime"), ""));
     }
     errors
@@ -254,5 +254,30 @@ mod tests {
             (&json!("p"), &json!("m"), &json!("r"))
         );
         assert_eq!(to_core(events), core);
+    }
+
+    #[test]
+    fn an_event_of_the_new_version_is_valid_in_both_forms() {
+        let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e", "namespace": "d"},
+            "regarding": {"kind": "Pod", "namespace": "d", "name": "p"}, "reportingController": "agent", "reportingInstance": "n1",
+            "action": "Pull", "reason": "Pulled", "type": "Normal", "note": "done", "eventTime": "2026-01-01T00:00:00.000000Z"});
+        assert_eq!(EVENTS_EVENT.validate_create(&event), Ok(()));
+        assert_eq!(
+            EVENTS_EVENT.validate_create(&EVENTS_EVENT.to_storage(event)),
+            Ok(())
+        );
+        let bare = json!({"metadata": {"name": "e", "namespace": "default"}});
+        let error = EVENTS_EVENT
+            .validate_create(&bare)
+            .expect_err("nothing given")
+            .message;
+        for field in [
+            "reportingController: Required value",
+            "action: Required value",
+            "eventTime: Required value",
+            "type: Invalid value",
+        ] {
+            assert!(error.contains(field), "{error}");
+        }
     }
 }

@@ -117,6 +117,7 @@ fn address(node: &Value, kind: &str) -> Value {
 }
 
 fn default(node: &mut Value) {
+    super::mirror_first(node, "spec.podCIDR", "spec.podCIDRs", None);
     if let (Some(capacity), None) = (
         at(node, "status.capacity").cloned(),
         at(node, "status.allocatable"),

@@ -370,6 +370,23 @@ fn bad_services_are_told_field_by_field() {
 }
 
 #[test]
+fn single_and_plural_addresses_follow_each_other() {
+    let mut pod = json!({"spec": {}, "status": {"podIP": "10.0.0.1"}});
+    POD.apply_defaults(&mut pod);
+    assert_eq!(pod["status"]["podIPs"], json!([{"ip": "10.0.0.1"}]));
+    let mut pod = json!({"spec": {}, "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "hostIPs": [{"ip": "172.30.0.11"}]}});
+    POD.apply_defaults(&mut pod);
+    assert_eq!(
+        (&pod["status"]["podIP"], &pod["status"]["hostIP"]),
+        (&json!("10.0.0.1"), &json!("172.30.0.11"))
+    );
+    assert_eq!(pod["status"]["podIPs"].as_array().map(Vec::len), Some(2));
+    let mut node = json!({"spec": {"podCIDR": "10.244.0.0/24"}});
+    NODE.apply_defaults(&mut node);
+    assert_eq!(node["spec"]["podCIDRs"], json!(["10.244.0.0/24"]));
+}
+
+#[test]
 fn immutable_settings_and_secret_types_stay() {
     let map = created(
         &CONFIG_MAP,

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 
 /// Defaults of a Pod object: those of its spec, and some that templates do not get.
 pub(super) fn pod(pod: &mut Value) {
+    crate::kinds::mirror_first(pod, "status.podIP", "status.podIPs", Some("ip"));
+    crate::kinds::mirror_first(pod, "status.hostIP", "status.hostIPs", Some("ip"));
     if let Some(spec) = pod.get_mut("spec").filter(|s| s.is_object()) {
         pod_spec(spec);
         for key in ["containers", "initContainers"] {
