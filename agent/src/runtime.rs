@@ -19,6 +19,7 @@ mod labels;
 mod lease;
 mod logs;
 mod namespaces;
+mod pidfd;
 mod pull;
 mod reference;
 mod rootfs;

@@ -311,7 +311,8 @@ impl Driver {
                 _ => {}
             }
         }
-        self.follow(follow.clone())
+        let tracked = self
+            .follow(follow.clone())
             .map_err(operation_failed("follow", subject.clone()))?;
         // Before the start, so that the process cannot be seen running without a start time.
         let (journal, id) = (self.journal.clone(), container.id.clone());
@@ -330,7 +331,10 @@ impl Driver {
         };
         let mut client = self.connection.tasks();
         match call(SLOW, client.start(self.connection.request(request))).await {
-            Ok(_) => Ok(()),
+            Ok(started) => {
+                tracked.hold(started.pid);
+                Ok(())
+            }
             Err(error) => Err(self.start_failed(spec, "failed to start containerd task", error)),
         }
     }
@@ -525,20 +529,27 @@ impl Driver {
             .containers;
         let tasks = self.tasks().await?;
         for container in containers {
-            if let Some(task) = tasks.get(&container.id) {
-                self.resume_one(&container, task);
+            match tasks.get(&container.id) {
+                Some(task) => self.resume_one(&container, Some(task)),
+                // It ended while containerd was away, and containerd 2.x has cleaned up behind it.
+                None if self.tracked(&container.id).is_some() => self.resume_one(&container, None),
+                None => {}
             }
         }
         Ok(())
     }
 
-    fn resume_one(self: &Arc<Self>, container: &Container, task: &Process) {
-        if task.status() == Status::Created {
+    fn resume_one(self: &Arc<Self>, container: &Container, task: Option<&Process>) {
+        if task.is_some_and(|task| task.status() == Status::Created) {
             return;
         }
         let follow = labels::parse(&container.id, &container.labels).follow;
-        if let Err(error) = self.follow(follow) {
-            tracing::warn!(container = container.id, %error, "cannot follow a container");
+        match (self.follow(follow), task) {
+            (Ok(tracked), Some(task)) if task.status() == Status::Running => tracked.hold(task.pid),
+            (Ok(_), _) => {}
+            (Err(error), _) => {
+                tracing::warn!(container = container.id, %error, "cannot follow a container");
+            }
         }
     }
 
@@ -636,7 +647,7 @@ impl Driver {
         match task {
             Some(task) if task.status() == Status::Created => Ok(ContainerState::Created),
             Some(task) if task.status() == Status::Stopped => {
-                self.resume_one(container, &task);
+                self.resume_one(container, Some(&task));
                 if let Some(tracked) = self.tracked(id) {
                     tokio::time::timeout(SETTLING, tracked.settled()).await.ok();
                 }
@@ -648,7 +659,7 @@ impl Driver {
                 Ok(exited(&after, &exit, container))
             }
             Some(task) => {
-                self.resume_one(container, &task);
+                self.resume_one(container, Some(&task));
                 let started_at = before
                     .started_at
                     .unwrap_or_else(|| time(container.created_at));

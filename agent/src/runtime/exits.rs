@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use containerd_client::services::v1::{DeleteTaskRequest, GetRequest, WaitRequest};
@@ -20,6 +20,7 @@ use super::containerd::{Driver, blocking};
 use super::io::Fifos;
 use super::journal::Exit;
 use super::logs;
+use super::pidfd::PidFd;
 
 /// Exit code of a container that ended while nobody could see it, as containerd's CRI plugin has it.
 pub(super) const UNKNOWN_EXIT_CODE: u32 = 255;
@@ -37,6 +38,8 @@ pub(super) struct Tracked {
     _stdin: Option<Sender>,
     /// The last exit event seen, for a task that is gone before it could be asked.
     seen: Mutex<Option<(u32, SystemTime)>>,
+    /// The container's first process, for an exit that containerd forgot.
+    process: OnceLock<PidFd>,
     settled: watch::Sender<bool>,
 }
 
@@ -55,6 +58,16 @@ pub(super) struct Follow {
 pub(super) type Registry = Mutex<HashMap<String, Arc<Tracked>>>;
 
 impl Tracked {
+    /// Keeps hold of the first process, known to be alive now.
+    pub(super) fn hold(&self, pid: u32) {
+        if self.process.get().is_none() {
+            match PidFd::open(pid) {
+                Ok(process) => drop(self.process.set(process)),
+                Err(error) => debug!(pid, %error, "cannot hold a container's process"),
+            }
+        }
+    }
+
     /// Resolves once the exit is on disk and the log complete.
     pub(super) async fn settled(&self) {
         let mut settled = self.settled.subscribe();
@@ -96,6 +109,7 @@ impl Driver {
             log_ended,
             _stdin: ends.stdin,
             seen: Mutex::new(None),
+            process: OnceLock::new(),
             settled: watch::Sender::new(false),
         });
         registry.insert(follow.id.clone(), tracked.clone());
@@ -169,7 +183,12 @@ impl Driver {
             }
             Ok(None) => {
                 let seen = *tracked.seen.lock().expect("never poisoned");
-                Some(seen.unwrap_or((UNKNOWN_EXIT_CODE, SystemTime::now())))
+                let code = || tracked.process.get().and_then(PidFd::exit_code);
+                Some(
+                    seen.unwrap_or_else(|| {
+                        (code().unwrap_or(UNKNOWN_EXIT_CODE), SystemTime::now())
+                    }),
+                )
             }
             Ok(Some(_)) | Err(_) => None,
         }

@@ -189,7 +189,7 @@ async fn a_program_that_is_not_there_is_named_and_the_attempt_can_be_repeated() 
         "{text}"
     );
     assert!(
-        text.contains("exec: \"nope\": executable file not found in $PATH: unknown"),
+        text.contains("exec: \"nope\": executable file not found in $PATH"),
         "{text}"
     );
     runtime
