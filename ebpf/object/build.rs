@@ -5,7 +5,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -31,10 +31,23 @@ const FOREIGN_VARIABLES: [&str; 12] = [
     "RUSTUP_TOOLCHAIN",
 ];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest dir")?);
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    let workspace = manifest_dir.ancestors().nth(2).context("not in the workspace")?;
+    let workspace = manifest_dir
+        .ancestors()
+        .nth(2)
+        .context("not in the workspace")?;
     for input in [
         "Cargo.lock",
         "Cargo.toml",
@@ -47,7 +60,10 @@ fn main() -> Result<()> {
         "ebpf/programs/Cargo.toml",
         "ebpf/programs/src",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
     for variable in toolchain::VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
@@ -90,7 +106,14 @@ fn build(workspace: &Path, target_dir: &Path, architecture: &str) -> Result<Path
         // `-Z build-std` with a compiler that is not a nightly.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-        .args(["build", "--locked", "--package", "tholepin-ebpf", "--bin", "tholepin-ebpf"])
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "tholepin-ebpf",
+            "--bin",
+            "tholepin-ebpf",
+        ])
         .args(["--target", TARGET, "--profile", PROFILE, "-Zbuild-std=core"])
         .arg("--target-dir")
         .arg(target_dir);

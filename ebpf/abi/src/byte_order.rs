@@ -91,11 +91,10 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        // SAFETY: both are sixteen bytes without padding, for which every bit pattern is valid.
         // Going byte by byte instead makes the eBPF compiler keep sixteen separate bytes.
-        Self {
-            octets: unsafe { transmute::<[u32; 4], [u8; 16]>(words) },
-        }
+        // SAFETY: both are sixteen bytes without padding, for which every bit pattern is valid.
+        let octets = unsafe { transmute::<[u32; 4], [u8; 16]>(words) };
+        Self { octets }
     }
 
     /// The mapped form of the IPv4 address whose four bytes are `word` in memory order.

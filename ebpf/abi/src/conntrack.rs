@@ -61,8 +61,8 @@ map_type! {
         pub backend_id: u32,
         /// [`crate::BackendValue::generation`] when it was chosen.
         pub backend_generation: u32,
-        /// Forward half: the interface the flow's packets enter by, whose right to use the source
-        /// address was checked when the flow was made. 0 in the reply half.
+        /// The pod interface the packets of this direction enter by, whose right to use the source
+        /// address was checked. 0 while none was.
         pub ifindex: u32,
         /// `FLOW_*` bits; the TCP ones are what was seen in this direction.
         pub flags: u32,

@@ -104,7 +104,12 @@ fn chosen(scratch: &mut Scratch, mode: u32, frontend: &FrontendValue) -> Result<
         service_id: frontend.service_id,
         backend_id,
         backend_generation: backend.generation,
-        ifindex: packet.ifindex,
+        // The node's own flows approve no pod's interface.
+        ifindex: if mode & FROM_HOST != 0 {
+            0
+        } else {
+            packet.ifindex
+        },
         observed,
     };
     scratch.forward = new.forward_half(flow, &scratch.translation);

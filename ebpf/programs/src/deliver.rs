@@ -81,7 +81,7 @@ pub fn send(
             }
             set_macs(skb, HOST_MAC, OVERLAY_SOURCE_MAC)?;
         }
-        Route::Gateway if origin != Origin::Host => set_macs(skb, HOST_MAC, OVERLAY_SOURCE_MAC)?,
+        Route::Gateway if origin != Origin::Host => set_macs(skb, HOST_MAC, HOST_MAC)?,
         Route::Gateway | Route::Elsewhere => match origin {
             Origin::Pod => {}
             Origin::Host => return Err(DropReason::NoRoute),
