@@ -19,6 +19,9 @@ use crate::registry::Registry;
 
 /// A client that does not finish its handshake is let go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Also how long an idle HTTP/1.1 connection is kept: longer than clients' pools keep theirs (90 s
+/// in Go and in hyper), so that it is the client who closes and no request meets a closing server.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(180);
 /// Requests that are being answered when the server stops get this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of file descriptors): trying at once would only burn a core.
@@ -131,7 +134,7 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(30));
+        .header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())

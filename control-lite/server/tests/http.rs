@@ -1,7 +1,5 @@
 //! The API on the wire: what clients other than kubectl see.
 
-#![expect(clippy::unwrap_used, reason = "a test panics")]
-
 mod support;
 
 use std::time::Duration;

@@ -16,15 +16,21 @@ const MIRROR_VARIABLE: &str = "THOLEPIN_DEBIAN_MIRROR";
 pub(super) fn fetch(suite: &str, package: &str, folder: &str) -> Result<()> {
     let mirror = mirror()?;
     let apt = OwnApt::prepare(suite, &mirror)?;
-    apt.run("apt-get", &["-q", "-q", "update"])
-        .with_context(|| format!("cannot read Debian {suite} at {mirror}"))?;
     let dir = tempfile::tempdir()?;
     let wanted = format!("{package}/{suite}");
-    let mut download = apt.command("apt-get");
-    download
-        .args(["-q", "-q", "download", &wanted])
-        .current_dir(dir.path());
-    command::run(&mut download).with_context(|| format!("Debian {suite} has no {package}"))?;
+    let download = || {
+        let mut command = apt.command("apt-get");
+        command
+            .args(["-q", "-q", "download", &wanted])
+            .current_dir(dir.path());
+        command::run(&mut command)
+    };
+    // Another package of the suite may have brought its lists already.
+    if download().is_err() {
+        apt.run("apt-get", &["-q", "-q", "update"])
+            .with_context(|| format!("cannot read Debian {suite} at {mirror}"))?;
+        download().with_context(|| format!("Debian {suite} has no {package}"))?;
+    }
     unpack(dir.path(), folder)
 }
 
