@@ -1,5 +1,7 @@
 //! The Rust client that agents use, against a real server: typed writes, status patches, watchers.
 
+#![expect(clippy::unwrap_used, reason = "a test panics")]
+
 mod support;
 
 use std::time::Duration;
