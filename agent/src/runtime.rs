@@ -17,6 +17,7 @@ mod io;
 mod journal;
 mod labels;
 mod lease;
+mod list;
 mod logs;
 mod namespaces;
 mod pidfd;
