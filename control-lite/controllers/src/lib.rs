@@ -5,6 +5,8 @@
 //! a round starts from the present state and not from the event.
 
 mod context;
+#[cfg(test)]
+mod convergence_tests;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
@@ -12,13 +14,16 @@ mod garbage_collector;
 mod kubernetes_service;
 mod namespace;
 mod node_ipam;
+mod node_lifecycle;
 mod ownership;
 mod patch;
+mod pod_gc;
 mod replicas;
 mod runner;
 mod service_account;
 mod service_pods;
 mod system_namespaces;
+mod taint_eviction;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -43,4 +48,7 @@ pub fn spawn(
     endpoint_slice::spawn(context, tasks, cancel);
     endpoints::spawn(context, tasks, cancel);
     node_ipam::spawn(context, settings, tasks, cancel);
+    node_lifecycle::spawn(context, settings, tasks, cancel);
+    taint_eviction::spawn(context, tasks, cancel);
+    pod_gc::spawn(context, tasks, cancel);
 }
