@@ -151,7 +151,7 @@ pub(crate) fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
         return false;
     }
     let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
-    let field = |key: &str| (key == "metadata.name").then(|| node.metadata.name.as_deref())?;
+    let field = |key: &str| (key == "metadata.name").then_some(node.metadata.name.as_deref())?;
     expressions
         .iter()
         .all(|requirement| requirement_holds(requirement, label(&requirement.key)))

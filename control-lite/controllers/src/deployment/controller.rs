@@ -133,18 +133,20 @@ impl Reconciler for DeploymentController {
             return Ok(None);
         }
         let sets = self.claim_sets(&deployment, &selector).await?;
-        let mut round = Round::new(
-            Deployment::clone(&deployment),
-            sets.clone(),
-            Timestamp::now(),
-        );
+        // Boxed: these objects are large, and a future holds what it awaits over.
+        let mut round = self.round(&deployment, &sets);
         let again = round.decide(self.old_pods_run(&round));
-        self.carry_out(&deployment, &sets, round).await?;
+        Box::pin(self.carry_out(&deployment, &sets, round)).await?;
         Ok(again)
     }
 }
 
 impl DeploymentController {
+    fn round(&self, deployment: &Deployment, sets: &[ReplicaSet]) -> Box<Round> {
+        let round = Round::new(deployment.clone(), sets.to_vec(), Timestamp::now());
+        Box::new(round)
+    }
+
     fn record(
         &self,
         deployment: &Deployment,
@@ -228,20 +230,22 @@ impl DeploymentController {
         &self,
         before: &Deployment,
         sets: &[ReplicaSet],
-        mut round: Round,
+        mut round: Box<Round>,
     ) -> Result<(), ReconcileError> {
         let store = &self.context.caches.replica_sets;
         let namespace = before.metadata.namespace.as_deref().unwrap_or_default();
         if round.create_new {
-            let Some(new) = round.new.take() else {
+            let Some(new) = round.new.take().map(Box::new) else {
                 return Ok(());
             };
             match store.create(namespace, to_value(&new)).await {
                 Ok(_) => (),
                 Err(error) if error.is_already_exists() => {
-                    return self.resolve_collision(before, &new, error).await;
+                    return Box::pin(self.resolve_collision(before, &new, error)).await;
                 }
-                Err(error) => return self.creation_failed(before, round, &new, error).await,
+                Err(error) => {
+                    return Box::pin(self.creation_failed(before, round, &new, error)).await;
+                }
             }
         } else if let Some(new) = &round.new {
             self.write_set(sets, new).await?;
@@ -265,7 +269,7 @@ impl DeploymentController {
                 _ => (),
             }
         }
-        self.write_deployment(before, &round.deployment).await
+        Box::pin(self.write_deployment(before, &round.deployment)).await
     }
 
     async fn write_set(&self, sets: &[ReplicaSet], set: &ReplicaSet) -> Result<(), ReconcileError> {
@@ -343,7 +347,7 @@ impl DeploymentController {
     async fn creation_failed(
         &self,
         before: &Deployment,
-        mut round: Round,
+        mut round: Box<Round>,
         new: &ReplicaSet,
         error: ClientError,
     ) -> Result<(), ReconcileError> {

@@ -108,7 +108,7 @@ fn plan_group(
     let mut kept_placeholder = false;
     for draft in drafts {
         let empty = draft.after.endpoints.is_empty();
-        if empty && !(nothing_wanted && !kept_placeholder) {
+        if empty && (kept_placeholder || !nothing_wanted) {
             plan.delete.push(draft.before);
             continue;
         }
