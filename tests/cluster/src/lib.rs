@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tholepin_harness::{Cluster, Options, skip, tools, workspace_root};
 
-/// A two-node cluster, or `None` after a reported skip.
+/// A cluster, of two nodes by default, or `None` after a reported skip.
 ///
 /// # Panics
 /// When the cluster does not start.
-pub async fn two_nodes(options: Options) -> Option<Cluster> {
+pub async fn cluster(options: Options) -> Option<Cluster> {
     skip::unless(skip::root())?;
     skip::unless(tools::containerd(options.containerd.as_deref()))?;
     skip::unless(tools::kubectl(options.kubectl.as_deref()))?;

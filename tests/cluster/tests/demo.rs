@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use tholepin_harness::client::wait_for;
 use tholepin_harness::{Cluster, Options};
-use tholepin_tests_cluster::{answers, apply_web, pods, service_url, two_nodes};
+use tholepin_tests_cluster::{answers, apply_web, pods, service_url};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deployment_and_its_service_work_with_containerd_1_6_and_kubectl_1_32() -> Result<()> {
@@ -28,7 +28,7 @@ async fn demo(containerd: &str, kubectl: &str) -> Result<()> {
         kubectl: Some(kubectl.to_owned()),
         ..Options::default()
     };
-    let Some(cluster) = two_nodes(options).await else {
+    let Some(cluster) = tholepin_tests_cluster::cluster(options).await else {
         return Ok(());
     };
     let client = cluster.client().await?;
