@@ -40,7 +40,10 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError
 }
 
 /// Takes over the sockets that were passed to this very process.
-pub(crate) fn inherited() -> Result<Vec<TcpListener>, ListenError> {
+///
+/// Call it first of all: a socket that was announced but not passed would otherwise be mistaken for whatever
+/// was opened under its number meanwhile.
+pub(crate) fn inherited() -> Result<Vec<std::net::TcpListener>, ListenError> {
     let variable = |name| std::env::var(name).ok();
     let count = passed(
         variable("LISTEN_PID"),
@@ -64,7 +67,7 @@ fn passed(pid: Option<String>, count: Option<String>, own_pid: u32) -> Result<Ra
     }
 }
 
-fn take_over(fd: RawFd) -> Result<TcpListener, ListenError> {
+fn take_over(fd: RawFd) -> Result<std::net::TcpListener, ListenError> {
     // SAFETY: the protocol gives descriptors from 3 on to this process (LISTEN_PID was checked), this runs
     // once and before anything else opens descriptors by number, so nobody else owns it.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -74,15 +77,23 @@ fn take_over(fd: RawFd) -> Result<TcpListener, ListenError> {
         return Err(ListenError::NotOpen { fd, source });
     }
     if getsockopt(&owned, sockopt::AcceptConn) != Ok(true) {
+        // Not what was announced, so perhaps not ours to close.
+        std::mem::forget(owned);
         return Err(ListenError::NotListening { fd });
     }
     let listener = std::net::TcpListener::from(owned);
-    let take = |listener: std::net::TcpListener| {
-        listener.set_nonblocking(true)?;
-        listener.local_addr()?;
-        TcpListener::from_std(listener)
-    };
-    take(listener).map_err(|source| ListenError::TakeOver { fd, source })
+    let ready = listener
+        .set_nonblocking(true)
+        .and_then(|()| listener.local_addr());
+    match ready {
+        Ok(_) => Ok(listener),
+        Err(source) => Err(ListenError::TakeOver { fd, source }),
+    }
+}
+
+/// Hands a socket to the running runtime.
+pub(crate) fn register(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
+    TcpListener::from_std(listener)
 }
 
 #[cfg(test)]

@@ -70,12 +70,14 @@ fn start_logging(verbose: u8) {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(options) => {
+            // Before anything else opens descriptors.
+            let passed = listeners::inherited()?;
             let config = options.validate()?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
                 .context("failed to start the async runtime")?;
-            runtime.block_on(serve::run(config))
+            runtime.block_on(serve::run(config, passed))
         }
         Command::NodeCredentials(options) => {
             let out = options.out.clone();

@@ -18,10 +18,12 @@ use crate::listeners;
 use crate::registry_client::RegistryClient;
 
 /// Runs until SIGTERM or SIGINT.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, passed: Vec<std::net::TcpListener>) -> anyhow::Result<()> {
     let started = Instant::now();
-    // Taken before anything opens descriptors of its own.
-    let mut sockets = listeners::inherited()?;
+    let mut sockets = Vec::new();
+    for socket in passed {
+        sockets.push(listeners::register(socket).context("failed to use a passed socket")?);
+    }
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
 
