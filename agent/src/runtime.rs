@@ -204,7 +204,16 @@ pub struct ExecRequest {
     pub tty: bool,
 }
 
-/// The live end of an exec. Dropping it kills nothing; the caller waits for `exit`.
+/// A wish for the streams of a running container's own process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    pub container_id: String,
+    /// Feed the container's standard input. [`ExecSession::stdin`] stays `None` for a container that was
+    /// made without one, and for a `stdinOnce` container whose input was closed.
+    pub stdin: bool,
+}
+
+/// The live end of an exec or attach. Dropping it kills nothing; the caller waits for `exit`.
 pub struct ExecSession {
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
@@ -245,6 +254,8 @@ pub enum RuntimeError {
     /// A command could not be run in a container that exists, with runc's message made readable.
     #[error("failed to exec in container {container}: {message}")]
     Exec { container: String, message: String },
+    #[error("failed to attach to container {container}: {message}")]
+    Attach { container: String, message: String },
     #[error("{subject} not found")]
     NotFound { subject: String },
 }
@@ -281,6 +292,10 @@ impl RuntimeError {
                 message: message.clone(),
             },
             Self::Exec { container, message } => Self::Exec {
+                container: container.clone(),
+                message: message.clone(),
+            },
+            Self::Attach { container, message } => Self::Attach {
                 container: container.clone(),
                 message: message.clone(),
             },
@@ -344,6 +359,12 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_container(&self, id: &str) -> Result<(), RuntimeError>;
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, RuntimeError>;
+
+    /// Joins the streams of a running container; any number of clients at once. Both outputs begin with
+    /// the most recent output and end with the container. A client that drops its side, or does not read,
+    /// disturbs neither the container nor its log. Shutting `stdin` down (or dropping it) closes the
+    /// container's only if it was made with `stdin_once`. `exit` gives the container's exit code.
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, RuntimeError>;
 
     /// "Look again": bumped on every task event, exit and reconnect to containerd. Carries no data.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -20,8 +20,8 @@ use super::reference::Reference;
 use super::sandbox::{self, Sandboxes, operation_failed};
 use super::spec::{Held, UserDatabase};
 use super::{
-    ContainerSpec, ExecRequest, ExecSession, ImageInfo, PodIdentity, PullError, RealizedContainer,
-    RealizedSandbox, RegistryAuth, Runtime, RuntimeError, SandboxSpec, events,
+    AttachRequest, ContainerSpec, ExecRequest, ExecSession, ImageInfo, PodIdentity, PullError,
+    RealizedContainer, RealizedSandbox, RegistryAuth, Runtime, RuntimeError, SandboxSpec, events,
 };
 
 /// Where containerd is and where the driver keeps what containerd does not.
@@ -255,6 +255,13 @@ impl Runtime for ContainerdRuntime {
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, RuntimeError> {
         self.driver.exec(request).await
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, RuntimeError> {
+        Err(RuntimeError::Attach {
+            container: request.container_id,
+            message: "not supported by this node yet".into(),
+        })
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
