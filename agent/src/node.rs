@@ -377,6 +377,11 @@ async fn write_status(context: &NodeContext, status: &Value) -> Result<(), kube:
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastHeartbeatTime"] = json!(now);
     }
+    // A strategic patch merges addresses by `type`, and a node has two of type InternalIP: the list is
+    // replaced as a whole, as the kubelet does.
+    if let Some(addresses) = status["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
     let api: Api<Node> = Api::all(context.client.clone());
     let patch = json!({"status": status});
     let parameters = PatchParams::default();

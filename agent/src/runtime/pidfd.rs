@@ -1,11 +1,11 @@
-#![expect(
-    unsafe_code,
-    reason = "two system calls that neither std nor nix wraps"
-)]
 //! Asking the kernel how a process ended that is not our child.
 //!
 //! containerd 2.x forgets a container that ended while it was away. Since Linux 6.15 a pidfd that was
 //! opened before the end still tells the exit code; on older kernels it stays unknown.
+#![expect(
+    unsafe_code,
+    reason = "two system calls that neither std nor nix wraps"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

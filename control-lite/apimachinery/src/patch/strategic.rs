@@ -265,7 +265,11 @@ fn merge_lists(
         }
         return Ok(arrange(merged, &new, &before, None));
     };
-    let (mut merged, plain) = apply_element_directives(old, new, key)?;
+    let (merged, plain) = apply_element_directives(old, new, key)?;
+    let Some(mut merged) = merged else {
+        // Replaced as a whole: elements with the same key (a node's addresses) stay apart.
+        return Ok(clean_list(plain));
+    };
     let order = plain.clone();
     for item in plain {
         let Some(id) = item.get(key).cloned() else {
@@ -287,12 +291,13 @@ fn merge_lists(
     Ok(arrange(merged, &order, &before, Some(key)))
 }
 
-/// Carries out `$patch` elements; answers what is left of the list and the elements to merge.
+/// Carries out `$patch` elements; answers what is left of the list (none: it is replaced) and the
+/// elements to merge.
 fn apply_element_directives(
     mut old: Vec<Value>,
     new: Vec<Value>,
     key: &'static str,
-) -> Result<(Vec<Value>, Vec<Value>), InvalidPatch> {
+) -> Result<(Option<Vec<Value>>, Vec<Value>), InvalidPatch> {
     let (mut plain, mut is_replaced) = (Vec::with_capacity(new.len()), false);
     for item in new {
         match item.get(PATCH).map(|d| (d.as_str(), d)) {
@@ -309,7 +314,7 @@ fn apply_element_directives(
             }
         }
     }
-    Ok((if is_replaced { Vec::new() } else { old }, plain))
+    Ok(((!is_replaced).then_some(old), plain))
 }
 
 fn no_key(item: &Value, key: &'static str) -> InvalidPatch {

@@ -76,6 +76,19 @@ fn elements_only_the_server_has_keep_their_place() {
 }
 
 #[test]
+fn a_replaced_list_keeps_elements_with_the_same_merge_key() {
+    let spec = pod_spec(
+        json!({"containers": [{"name": "a"}]}),
+        json!({"containers": [{"name": "z", "image": "1"}, {"name": "z", "image": "2"}, {"$patch": "replace"}]}),
+    );
+    let containers = &spec.expect("valid")["containers"];
+    assert_eq!(
+        containers,
+        &json!([{"name": "z", "image": "1"}, {"name": "z", "image": "2"}])
+    );
+}
+
+#[test]
 fn delete_and_replace_directives_work_in_maps_and_lists() {
     let two = json!({"containers": [{"name": "a"}, {"name": "b"}], "nodeSelector": {"x": "1"}, "securityContext": {"runAsUser": 1}});
     let spec = pod_spec(
