@@ -8,7 +8,7 @@ mod logs;
 mod route;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +77,18 @@ impl std::fmt::Debug for ApiContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ApiContext").finish_non_exhaustive()
     }
+}
+
+/// The IPv4 wildcard means every family, as it does for the kubelet; a machine without IPv6 keeps IPv4.
+async fn bind_families(address: SocketAddr) -> std::io::Result<TcpListener> {
+    if address.ip() == Ipv4Addr::UNSPECIFIED {
+        let every_family = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+        match TcpListener::bind(every_family).await {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            outcome => return outcome,
+        }
+    }
+    TcpListener::bind(address).await
 }
 
 /// A bound listener that is not served yet.
@@ -155,7 +167,7 @@ pub async fn bind(
 ) -> Result<Server, KubeletApiError> {
     let tls = tls(config)?;
     let address = config.listen;
-    let listener = TcpListener::bind(address)
+    let listener = bind_families(address)
         .await
         .map_err(|source| KubeletApiError::Listen { address, source })?;
     Ok(Server {
