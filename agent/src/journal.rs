@@ -4,7 +4,7 @@
 //! `pod.json` (the admitted API object), `state.json` (attempts, exits, back-off, addresses) and
 //! `sources.json` (resolved ConfigMaps and Secrets).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -44,8 +44,8 @@ pub struct PodMemory {
     /// An attach was begun and no detach has succeeded since.
     pub attached: bool,
     pub addresses: Vec<IpAddr>,
-    /// The warning about ignored features was given.
-    pub warned: bool,
+    /// Features the pod does not get, of which an event told.
+    pub warned: BTreeSet<String>,
     /// Reason and message of a failure decided by the node.
     pub failure: Option<(String, String)>,
     /// Termination has begun, with the grace period; there is no way back.

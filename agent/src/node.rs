@@ -306,12 +306,7 @@ async fn status_of(context: &NodeContext, conditions: &[NodeCondition]) -> Value
         "hugepages-2Mi": "0",
     });
     let mut allocatable = resources.clone();
-    // The kubelet's default hard eviction threshold is kept free.
-    let kept_free = 100 * 1024 * 1024;
-    allocatable["memory"] = json!(format!(
-        "{}Ki",
-        facts.memory_bytes.saturating_sub(kept_free) / 1024
-    ));
+    allocatable["memory"] = json!(format!("{}Ki", facts.allocatable_memory() / 1024));
     allocatable["ephemeral-storage"] = json!((facts.disk_bytes / 10 * 9).to_string());
     let mut addresses: Vec<Value> = context
         .addresses

@@ -62,22 +62,38 @@ impl KubePodApi {
     fn api(&self, pod: &PodIdentity) -> Api<ApiPod> {
         Api::namespaced(self.client.clone(), &pod.namespace)
     }
-}
 
-fn outcome<T>(
-    result: Result<T, kube::Error>,
-    operation: &'static str,
-    pod: &PodIdentity,
-) -> Result<Written, WriteError> {
-    match result {
-        Ok(_) => Ok(Written::Done),
-        // 409 is the UID check: another pod has taken the name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Written::Gone),
-        Err(error) => Err(WriteError {
+    /// What an answer means. A conflict is the UID check (another pod has taken the name) or a write
+    /// that came in between; only a look at the object tells which.
+    async fn outcome<T>(
+        &self,
+        result: Result<T, kube::Error>,
+        operation: &'static str,
+        pod: &PodIdentity,
+    ) -> Result<Written, WriteError> {
+        let source = match result {
+            Ok(_) => return Ok(Written::Done),
+            Err(error) => error,
+        };
+        let failed = |source| WriteError {
             operation,
             pod: format!("{}/{}", pod.namespace, pod.name),
-            source: Box::new(error),
-        }),
+            source: Box::new(source),
+        };
+        match &source {
+            kube::Error::Api(status) if status.code == 404 => Ok(Written::Gone),
+            kube::Error::Api(status) if status.code == 409 => {
+                let found = self.api(pod).get_opt(&pod.name).await.map_err(failed)?;
+                let is_ours = found
+                    .is_some_and(|found| found.metadata.uid.as_deref() == Some(pod.uid.as_str()));
+                if is_ours {
+                    Err(failed(source))
+                } else {
+                    Ok(Written::Gone)
+                }
+            }
+            _ => Err(failed(source)),
+        }
     }
 }
 
@@ -89,7 +105,7 @@ impl PodApi for KubePodApi {
         let result = api
             .patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await;
-        outcome(result, "write the status", pod)
+        self.outcome(result, "write the status", pod).await
     }
 
     async fn delete_now(&self, pod: &PodIdentity) -> Result<Written, WriteError> {
@@ -101,11 +117,8 @@ impl PodApi for KubePodApi {
             }),
             ..DeleteParams::default()
         };
-        outcome(
-            self.api(pod).delete(&pod.name, &parameters).await,
-            "finish the deletion",
-            pod,
-        )
+        let result = self.api(pod).delete(&pod.name, &parameters).await;
+        self.outcome(result, "finish the deletion", pod).await
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use tholepin_model::plan::admission::Room;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -219,6 +220,11 @@ async fn start(config: Arc<Config>, cancel: &CancellationToken) -> Result<JoinSe
         },
         node_memory_bytes: i64::try_from(facts.memory_bytes).unwrap_or(i64::MAX),
         node_cpu_milli: i64::try_from(facts.cpu_count * 1000).unwrap_or(i64::MAX),
+        capacity: Room {
+            pods: i64::from(config.max_pods),
+            cpu_milli: i64::try_from(facts.cpu_count * 1000).unwrap_or(i64::MAX),
+            memory_bytes: i64::try_from(facts.allocatable_memory()).unwrap_or(i64::MAX),
+        },
         config,
     };
     tasks.spawn(pods::run(

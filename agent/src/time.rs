@@ -33,6 +33,8 @@ pub fn system_time(time: &Time) -> SystemTime {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,
+    /// Tests with paused time: the wall clock at the origin, from where it follows the paused one.
+    paused_wall: Option<SystemTime>,
 }
 
 /// Head start of the clock, so that events from before the agent's start have a place in it.
@@ -42,11 +44,30 @@ impl Default for Clock {
     fn default() -> Self {
         Self {
             origin: Instant::now(),
+            paused_wall: None,
         }
     }
 }
 
 impl Clock {
+    /// A clock whose wall time passes as tokio's does, for tests that pause it.
+    #[cfg(test)]
+    pub(crate) fn paused(wall: SystemTime) -> Self {
+        Self {
+            paused_wall: Some(wall),
+            ..Self::default()
+        }
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn wall_now(&self) -> SystemTime {
+        match self.paused_wall {
+            Some(wall) => wall + self.origin.elapsed(),
+            None => SystemTime::now(),
+        }
+    }
+
     #[must_use]
     pub fn now(&self) -> Duration {
         HEAD_START + self.origin.elapsed()
@@ -56,8 +77,8 @@ impl Clock {
     /// back) counts as now.
     #[must_use]
     pub fn of(&self, past: SystemTime) -> Duration {
-        self.now()
-            .saturating_sub(past.elapsed().unwrap_or_default())
+        let ago = self.wall_now().duration_since(past).unwrap_or_default();
+        self.now().saturating_sub(ago)
     }
 
     /// The instant to sleep until.
@@ -71,9 +92,9 @@ impl Clock {
     pub fn wall(&self, at: Duration) -> SystemTime {
         let now = self.now();
         if at >= now {
-            SystemTime::now() + (at - now)
+            self.wall_now() + (at - now)
         } else {
-            SystemTime::now()
+            self.wall_now()
                 .checked_sub(now - at)
                 .unwrap_or(SystemTime::UNIX_EPOCH)
         }

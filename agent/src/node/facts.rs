@@ -61,6 +61,12 @@ impl MachineFacts {
         }
     }
 
+    /// What pods may request: the kubelet's default hard eviction threshold is kept free.
+    #[must_use]
+    pub fn allocatable_memory(&self) -> u64 {
+        self.memory_bytes.saturating_sub(MEMORY_THRESHOLD)
+    }
+
     /// Reads what is short now.
     #[must_use]
     pub fn pressure(&self) -> Pressure {

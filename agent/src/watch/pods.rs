@@ -1,6 +1,7 @@
 //! The pods bound to this node: one watch by `spec.nodeName`, published as one view.
 
 pub mod parse;
+mod unsupported;
 mod volumes;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -143,6 +143,8 @@ pub fn compute(inputs: &StatusInputs<'_>) -> PodStatus {
         phase = Phase::Failed;
         reason.clone_from(&failure.reason);
         message.clone_from(&failure.message);
+        // A container that never was must not look as if it were being created.
+        containers.retain(|container| current(inputs.records, &container.name).is_some());
     } else if pod.observed.terminal && !phase.is_terminal() {
         // A terminal phase is never taken back, whatever the runtime has forgotten.
         phase = if pod.observed.phase == "Succeeded" {

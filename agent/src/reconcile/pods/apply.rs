@@ -1,6 +1,5 @@
 //! Interpreting a pod's plan: each step against volumes, runtime and network, with events and reasons.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,13 +9,16 @@ use tholepin_model::pod::resources::{cgroup_path, qos_class};
 use tholepin_model::pod::status::Waiting;
 use tholepin_model::pod::{Container, ContainerRecord, Exit, ExitKind, RecordState, VolumeSource};
 
+use super::container_logs::remove_log;
 use super::container_spec::{Attempt, pod_limits, prepare};
+use super::sources::FIRST_READ;
 use super::worker::Worker;
 use crate::errors::chain;
 use crate::events::{Severity, Subject};
 use crate::network::{AttachRequest, AttachmentKey, NetworkError};
-use crate::runtime::{RealizedContainer, RuntimeError, SandboxSpec};
+use crate::runtime::{RuntimeError, SandboxSpec};
 use crate::volumes;
+use crate::volumes::VolumeError;
 use crate::volumes::pod_files::PodFiles;
 
 /// At least one step failed; its reason is in the worker's state and in an event.
@@ -58,39 +60,31 @@ impl Worker {
         result
     }
 
-    async fn permit(&self) -> tokio::sync::OwnedSemaphorePermit {
-        Arc::clone(&self.context.permits)
-            .acquire_owned()
-            .await
-            .expect("the semaphore of the agent is never closed")
-    }
-
     async fn mount_volumes(&mut self) -> Step {
         let Some(object) = self.object() else {
             return Err(StepFailed);
         };
         self.sources.settled().await;
-        let permit = self.permit().await;
         let lookup = self.sources.lookup(self.facts());
         let pod_dir = self.pod_dir.clone();
-        let failures = tokio::task::spawn_blocking(move || {
+        let mounted = tokio::task::spawn_blocking(move || {
             let pod = &object.pod;
             pod.volumes
                 .iter()
                 .filter_map(|volume| {
                     let error = volumes::ensure(&pod_dir, pod, volume, &lookup).err()?;
-                    Some((volume.name.clone(), chain(&error)))
+                    Some(mount_failure(&volume.name, &error))
                 })
                 .collect::<Vec<_>>()
-        })
-        .await
-        .unwrap_or_else(|panic| vec![("?".to_owned(), panic.to_string())]);
-        drop(permit);
-        for (volume, error) in &failures {
-            let message = format!("MountVolume.SetUp failed for volume \"{volume}\" : {error}");
+        });
+        let failures = mounted
+            .await
+            .unwrap_or_else(|panic| vec![panic.to_string()]);
+        let succeeded = failures.is_empty();
+        for message in failures {
             self.pod_event(Severity::Warning, "FailedMount", message);
         }
-        if failures.is_empty() {
+        if succeeded {
             self.volumes_mounted = true;
             // Offline restarts need what was just resolved.
             self.remember().await;
@@ -147,13 +141,14 @@ impl Worker {
             resources: pod_limits(pod),
             sysctls: pod.sysctls.clone(),
         };
-        let permit = self.permit().await;
         let began = Instant::now();
-        let result = self.context.runtime.ensure_sandbox(&spec).await;
+        let result = self
+            .context
+            .limited(self.context.runtime.ensure_sandbox(&spec))
+            .await;
         self.context
             .metrics
             .runtime_operation("run_podsandbox", began.elapsed(), result.is_err());
-        drop(permit);
         match result {
             Ok(sandbox) => {
                 self.sandbox = true;
@@ -194,13 +189,14 @@ impl Worker {
             pod_name: self.identity.name.clone(),
             pod_uid: self.identity.uid.clone(),
         };
-        let permit = self.permit().await;
         let began = Instant::now();
-        let result = self.context.network.attach(&request).await;
+        let result = self
+            .context
+            .limited(self.context.network.attach(&request))
+            .await;
         self.context
             .metrics
             .runtime_operation("attach_network", began.elapsed(), result.is_err());
-        drop(permit);
         match result {
             Ok(attachment) => {
                 self.memory.addresses = attachment.addresses;
@@ -254,6 +250,7 @@ impl Worker {
     ) -> Result<(), Waiting> {
         let image = self.ensure_image(container, pull).await?;
         self.sources.settled().await;
+        self.services_read().await;
         let spec = match self
             .container_spec(container, attempt, image.reference)
             .await
@@ -264,13 +261,14 @@ impl Worker {
                 return Err(Waiting::new("CreateContainerConfigError", message));
             }
         };
-        let permit = self.permit().await;
         let began = Instant::now();
-        let result = self.context.runtime.start_container(&spec).await;
+        let result = self
+            .context
+            .limited(self.context.runtime.start_container(&spec))
+            .await;
         self.context
             .metrics
             .runtime_operation("start_container", began.elapsed(), result.is_err());
-        drop(permit);
         match result {
             Ok(started) => {
                 if attempt > 0 {
@@ -283,10 +281,20 @@ impl Worker {
                 let message = format!("Started container {name}");
                 self.container_event(container, Severity::Normal, "Started", message);
                 self.link_log(&started, &spec.log_path);
-                super::records::merge_one(&mut self.records, &started);
+                let now = self.context.clock.wall_now();
+                super::records::merge_one(&mut self.records, &started, now);
                 Ok(())
             }
             Err(error) => Err(self.start_failed(container, attempt, &image.id, &error)),
+        }
+    }
+
+    /// Waits for the Services, whose variables every container gets; not for ever, pods run offline too.
+    async fn services_read(&self) {
+        let mut links = self.context.links.clone();
+        let read = tokio::time::timeout(FIRST_READ, links.wait_for(|links| links.synced));
+        if !matches!(read.await, Ok(Ok(_))) {
+            tracing::warn!(pod = %self.identity.name, "the Services were not read yet: their variables may be missing");
         }
     }
 
@@ -338,15 +346,16 @@ impl Worker {
     ) -> Waiting {
         let text = chain(error);
         match error {
-            RuntimeError::InvalidSpec { .. } => {
-                self.failed_event(container, &text);
-                Waiting::new("CreateContainerConfigError", text)
+            // The message alone, as the kubelet words it: status and event name the container already.
+            RuntimeError::InvalidSpec { message, .. } => {
+                self.failed_event(container, message);
+                Waiting::new("CreateContainerConfigError", message.as_str())
             }
-            RuntimeError::Start { .. } => {
+            RuntimeError::Start { message: text, .. } => {
                 let message = format!("Created container: {}", container.name);
                 self.container_event(container, Severity::Normal, "Created", message);
-                self.failed_event(container, &text);
-                let now = std::time::SystemTime::now();
+                self.failed_event(container, text);
+                let now = self.context.clock.wall_now();
                 // The attempt is spent: the restart policy and its back-off decide what is next.
                 self.backoff
                     .advance(&restart_key(&container.name), self.context.clock.now());
@@ -368,32 +377,12 @@ impl Worker {
                         kind: ExitKind::StartError,
                     }),
                 });
-                Waiting::new("RunContainerError", text)
+                Waiting::new("RunContainerError", text.as_str())
             }
             _ => {
                 self.failed_event(container, &text);
                 Waiting::new("CreateContainerError", text)
             }
-        }
-    }
-
-    /// `/var/log/containers/<pod>_<namespace>_<container>-<id>.log`, where log collectors look.
-    fn link_log(&self, container: &RealizedContainer, log: &Path) {
-        let directory = &self.context.config.container_log_dir;
-        let name = format!(
-            "{}_{}_{}-{}.log",
-            self.identity.name, self.identity.namespace, container.name, container.id
-        );
-        let link = directory.join(name);
-        let made =
-            std::fs::create_dir_all(directory).and_then(|()| {
-                match std::os::unix::fs::symlink(log, &link) {
-                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-                    other => other,
-                }
-            });
-        if let Err(error) = made {
-            tracing::warn!(link = %link.display(), %error, "log link not made");
         }
     }
 
@@ -510,44 +499,17 @@ impl Worker {
     }
 }
 
-/// Removes one attempt's log, its rotated parts and its links.
-fn remove_log(log: &Path, links: &Path) {
-    let (Some(directory), Some(name)) = (log.parent(), log.file_name()) else {
-        return;
-    };
-    let prefix = name.to_string_lossy().into_owned();
-    for path in entries(directory) {
-        let file = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
-        if file.is_some_and(|file| file == prefix || file.starts_with(&format!("{prefix}."))) {
-            // Best effort: the whole directory goes with the pod.
-            std::fs::remove_file(&path).ok();
-        }
+/// The event of a volume that could not be mounted, in upstream's words.
+fn mount_failure(volume: &str, error: &VolumeError) -> String {
+    match error {
+        VolumeError::Unsupported { kind } => format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[{volume}], \
+             failed to process volumes=[{volume}]: failed to get Plugin from volumeSpec for volume \"{volume}\" \
+             err=no volume plugin matched: this node does not support {kind}"
+        ),
+        other => format!(
+            "MountVolume.SetUp failed for volume \"{volume}\" : {}",
+            chain(other)
+        ),
     }
-    remove_links(links, |target| target == log);
-}
-
-/// Removes the log directory of a pod and the links into it.
-pub(super) fn remove_logs(directory: &Path, links: &Path) {
-    remove_links(links, |target| target.starts_with(directory));
-    if let Err(error) = std::fs::remove_dir_all(directory)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(directory = %directory.display(), %error, "logs not removed");
-    }
-}
-
-fn remove_links(links: &Path, of: impl Fn(&Path) -> bool) {
-    for link in entries(links) {
-        if std::fs::read_link(&link).is_ok_and(|target| of(&target)) {
-            std::fs::remove_file(&link).ok();
-        }
-    }
-}
-
-fn entries(directory: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(directory)
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default()
 }

@@ -17,6 +17,7 @@ const LOG_LINES: usize = 80;
 pub(super) fn merge(
     records: &mut Vec<ContainerRecord>,
     found: &[RealizedContainer],
+    now: SystemTime,
     message: impl Fn(&str, u32, bool) -> Option<String>,
 ) {
     for container in found {
@@ -69,9 +70,9 @@ pub(super) fn merge(
         if !is_found(record) && !matches!(record.state, RecordState::Exited(_)) {
             let started_at = match record.state {
                 RecordState::Running { started_at } => started_at,
-                _ => SystemTime::now(),
+                _ => now,
             };
-            record.state = RecordState::Exited(lost(started_at));
+            record.state = RecordState::Exited(lost(started_at, now));
         }
     }
     let newest: Vec<(String, u32)> = records
@@ -87,11 +88,15 @@ pub(super) fn merge(
 }
 
 /// Notes a container that was just started; the next listing confirms it.
-pub(super) fn merge_one(records: &mut Vec<ContainerRecord>, started: &RealizedContainer) {
+pub(super) fn merge_one(
+    records: &mut Vec<ContainerRecord>,
+    started: &RealizedContainer,
+    now: SystemTime,
+) {
     let started_at = match &started.state {
         ContainerState::Running { started_at, .. } => *started_at,
         // Ended already: the listing brings how.
-        _ => SystemTime::now(),
+        _ => now,
     };
     records.retain(|record| record.name != started.name || record.attempt != started.attempt);
     records.push(ContainerRecord {
@@ -105,13 +110,13 @@ pub(super) fn merge_one(records: &mut Vec<ContainerRecord>, started: &RealizedCo
 }
 
 /// The exit of a container that the runtime has forgotten, in upstream's words.
-fn lost(started_at: SystemTime) -> Exit {
+fn lost(started_at: SystemTime, now: SystemTime) -> Exit {
     Exit {
         exit_code: 137,
         signal: 0,
         oom_killed: false,
         started_at,
-        finished_at: SystemTime::now(),
+        finished_at: now,
         message: "The container could not be located when the pod was terminated".to_owned(),
         kind: ExitKind::Unknown,
     }
@@ -193,8 +198,13 @@ mod tests {
     #[test]
     fn a_container_that_vanished_has_ended_in_an_unknown_way() {
         let mut records = Vec::new();
-        merge(&mut records, &[found("a", 0, running())], |_, _, _| None);
-        merge(&mut records, &[], |_, _, _| None);
+        merge(
+            &mut records,
+            &[found("a", 0, running())],
+            SystemTime::UNIX_EPOCH,
+            |_, _, _| None,
+        );
+        merge(&mut records, &[], SystemTime::UNIX_EPOCH, |_, _, _| None);
         let RecordState::Exited(exit) = &records[0].state else {
             panic!("still running")
         };
@@ -207,12 +217,18 @@ mod tests {
     #[test]
     fn the_message_of_an_exit_is_read_once() {
         let mut records = Vec::new();
-        merge(&mut records, &[found("a", 0, exited())], |_, _, _| {
-            Some("first".to_owned())
-        });
-        merge(&mut records, &[found("a", 0, exited())], |_, _, _| {
-            Some("second".to_owned())
-        });
+        merge(
+            &mut records,
+            &[found("a", 0, exited())],
+            SystemTime::UNIX_EPOCH,
+            |_, _, _| Some("first".to_owned()),
+        );
+        merge(
+            &mut records,
+            &[found("a", 0, exited())],
+            SystemTime::UNIX_EPOCH,
+            |_, _, _| Some("second".to_owned()),
+        );
         let RecordState::Exited(exit) = &records[0].state else {
             panic!("not exited")
         };
@@ -223,9 +239,12 @@ mod tests {
     fn only_the_last_two_attempts_are_remembered() {
         let mut records = Vec::new();
         for attempt in 0..4 {
-            merge(&mut records, &[found("a", attempt, exited())], |_, _, _| {
-                None
-            });
+            merge(
+                &mut records,
+                &[found("a", attempt, exited())],
+                SystemTime::UNIX_EPOCH,
+                |_, _, _| None,
+            );
         }
         let attempts: Vec<u32> = records.iter().map(|record| record.attempt).collect();
         assert_eq!(attempts, [2, 3]);

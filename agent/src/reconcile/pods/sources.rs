@@ -14,7 +14,7 @@ use crate::volumes::render::{Facts, RenderError, SourceLookup};
 use crate::watch::objects::{ObjectData, ObjectState, Objects};
 
 /// How long the first read of an object may hold up a pod before the journal's copy is used.
-const FIRST_READ: Duration = Duration::from_secs(5);
+pub(super) const FIRST_READ: Duration = Duration::from_secs(5);
 
 type Name = (ObjectKind, String);
 

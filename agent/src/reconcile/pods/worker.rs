@@ -7,23 +7,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use tholepin_model::plan::admission::Rejection;
 use tholepin_model::plan::pods::{Goal, PodPlan, RealizedPod, is_finished, plan};
 use tholepin_model::pod::backoff::{Backoff, Entry};
-use tholepin_model::pod::status::{Condition, Phase, StatusInputs, Waiting, compute};
+use tholepin_model::pod::status::{Condition, Waiting};
 use tholepin_model::pod::{ContainerRecord, Pod, RecordState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Context;
 use super::records;
+use super::report::refusal;
 use super::sources::PodSources;
 use crate::errors::chain;
-use crate::events::{Severity, Subject};
-use crate::journal::{ContainerMemory, PodJournal, PodMemory};
+use crate::events::Severity;
+use crate::journal::{PodJournal, PodMemory};
 use crate::runtime::PodIdentity;
-use crate::status::{StatusWriter, Written};
+use crate::status::StatusWriter;
 use crate::volumes;
 use crate::volumes::render::Facts;
 use crate::watch::pods::PodObject;
@@ -35,9 +37,18 @@ pub(super) struct WorkerInput {
     pub(super) object: Option<Arc<PodObject>>,
     /// The API has no such pod any more: end it, with this grace period if one is known.
     pub(super) removed: Option<Option<Duration>>,
+    /// The node has no room for the pod, which it had not begun with.
+    pub(super) rejected: Option<Rejection>,
 }
 
 impl WorkerInput {
+    pub(super) fn of(object: Arc<PodObject>) -> Self {
+        Self {
+            object: Some(object),
+            ..Self::default()
+        }
+    }
+
     /// How the pod is to be ended, if it is.
     fn termination(&self) -> Option<Duration> {
         let pod = self.object.as_ref().map(|object| &object.pod);
@@ -45,18 +56,16 @@ impl WorkerInput {
         let deletion = pod
             .and_then(|pod| pod.deletion)
             .map(|deletion| deletion.grace_secs);
-        let grace = match self.removed {
+        Some(match self.removed {
             Some(Some(grace)) => grace,
             Some(None) => Duration::from_secs(deletion.unwrap_or(spec_grace)),
             None => Duration::from_secs(deletion?),
-        };
-        // As the kubelet: never less than one second, so that a SIGTERM is at least seen.
-        Some(grace.max(Duration::from_secs(1)))
+        })
     }
 }
 
-const MIN_RETRY: Duration = Duration::from_secs(1);
-const MAX_RETRY: Duration = Duration::from_secs(10);
+pub(super) const MIN_RETRY: Duration = Duration::from_secs(1);
+pub(super) const MAX_RETRY: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
     pub(super) context: Arc<Context>,
@@ -73,14 +82,14 @@ pub(super) struct Worker {
     pub(super) volumes_mounted: bool,
     pub(super) killed: BTreeSet<String>,
     pub(super) pod_dir: PathBuf,
-    input: watch::Receiver<WorkerInput>,
-    latest: WorkerInput,
-    journal: PodJournal,
-    written: Option<PodMemory>,
-    status: StatusWriter,
-    conditions: Vec<Condition>,
+    pub(super) input: watch::Receiver<WorkerInput>,
+    pub(super) latest: WorkerInput,
+    pub(super) journal: PodJournal,
+    pub(super) written: Option<PodMemory>,
+    pub(super) status: StatusWriter,
+    pub(super) conditions: Vec<Condition>,
     ticket: u64,
-    reported_waits: BTreeSet<(String, Duration)>,
+    pub(super) reported_waits: BTreeMap<String, Duration>,
     first_seen: Instant,
     start_observed: bool,
 }
@@ -144,7 +153,7 @@ impl Worker {
             status,
             conditions: Vec::new(),
             ticket,
-            reported_waits: BTreeSet::new(),
+            reported_waits: BTreeMap::new(),
             first_seen: Instant::now(),
         }
     }
@@ -229,7 +238,11 @@ impl Worker {
         };
         let pod = &object.pod;
         if first {
-            self.memory.start_time = Some(pod.observed.start_time.unwrap_or_else(SystemTime::now));
+            self.memory.start_time = Some(
+                pod.observed
+                    .start_time
+                    .unwrap_or_else(|| self.context.clock.wall_now()),
+            );
         }
         if self.conditions.is_empty() {
             self.conditions.clone_from(&pod.observed.conditions);
@@ -244,16 +257,15 @@ impl Worker {
         } else {
             self.sources.follow(pod, self.context.objects.as_ref());
         }
-        if !self.memory.warned && !(pod.ignored.is_empty() && pod.refused.is_empty()) {
-            self.memory.warned = true;
-            for feature in &pod.ignored {
-                let message = format!("{feature} is not supported by this node yet and is ignored");
-                self.pod_event(Severity::Warning, "UnsupportedFeature", message);
-            }
-            if !pod.refused.is_empty() {
-                let message = refusal(pod);
-                self.pod_event(Severity::Warning, "UnsupportedFeature", message);
-            }
+        if let Some(rejection) = &self.latest.rejected
+            && self.memory.failure.is_none()
+        {
+            let Rejection { reason, message } = rejection.clone();
+            let full = format!("Pod was rejected: {message}");
+            self.memory.failure = Some((reason.to_owned(), full));
+            self.pod_event(Severity::Warning, reason, message);
+        } else {
+            self.warn_of_features(&object);
         }
     }
 
@@ -266,7 +278,8 @@ impl Worker {
             .map(|sandbox| sandbox.containers.as_slice())
             .unwrap_or_default();
         let object = self.latest.object.clone();
-        records::merge(&mut self.records, found, |name, attempt, failed| {
+        let now = self.context.clock.wall_now();
+        records::merge(&mut self.records, found, now, |name, attempt, failed| {
             let container = object.as_ref()?.pod.container(name)?;
             let log = self.context.config.log_path(&self.identity, name, attempt);
             let file = super::container_spec::termination_file(&self.pod_dir, name, attempt);
@@ -280,6 +293,11 @@ impl Worker {
             .filter(|record| matches!(record.state, RecordState::Running { .. }))
             .map(|record| record.name.clone())
             .collect();
+        // Containers are started after all volumes were mounted, so an adopted one vouches for them:
+        // they follow their sources from now on.
+        if !running.is_empty() && !self.volumes_mounted {
+            self.volumes_mounted = volumes::exists(&self.pod_dir);
+        }
         for name in running {
             self.waiting.remove(&name);
         }
@@ -303,7 +321,9 @@ impl Worker {
     fn deadline(&self) -> Option<Instant> {
         let seconds = self.pod()?.active_deadline_secs?;
         let end = self.memory.start_time? + Duration::from_secs(seconds);
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = end
+            .duration_since(self.context.clock.wall_now())
+            .unwrap_or_default();
         (self.memory.failure.is_none()).then(|| Instant::now() + left)
     }
 
@@ -312,9 +332,7 @@ impl Worker {
             return Goal::Terminate { grace };
         }
         if let Some(removed) = self.latest.removed {
-            let grace = removed
-                .unwrap_or(Duration::from_secs(30))
-                .max(Duration::from_secs(1));
+            let grace = removed.unwrap_or(Duration::from_secs(30));
             self.memory.terminating = Some(grace);
             return Goal::Terminate { grace };
         }
@@ -379,119 +397,6 @@ impl Worker {
         )
     }
 
-    fn report_waits(&mut self, planned: &PodPlan) {
-        let Some(object) = self.object() else { return };
-        let display = object.pod.display();
-        for wait in &planned.crash_waits {
-            let seconds = wait.delay.as_secs();
-            let delay = match (seconds / 60, seconds % 60) {
-                (0, seconds) => format!("{seconds}s"),
-                (minutes, seconds) => format!("{minutes}m{seconds}s"),
-            };
-            let name = &wait.name;
-            let message =
-                format!("back-off {delay} restarting failed container={name} pod={display}");
-            self.waiting
-                .insert(name.clone(), Waiting::new("CrashLoopBackOff", message));
-            if self.reported_waits.insert((name.clone(), wait.until)) {
-                self.reported_waits
-                    .retain(|(other, until)| other != name || *until == wait.until);
-                let message =
-                    format!("Back-off restarting failed container {name} in pod {display}");
-                let subject = Subject::container(&self.identity, name);
-                self.context
-                    .recorder
-                    .record(subject, Severity::Warning, "BackOff", message);
-            }
-        }
-    }
-
-    fn publish(&mut self, goal: Goal) {
-        let Some(object) = self.object() else { return };
-        if self.latest.removed.is_some() {
-            return;
-        }
-        let attached = object.pod.host_network || !self.memory.addresses.is_empty();
-        let failure = self
-            .memory
-            .failure
-            .as_ref()
-            .map(|(reason, message)| Waiting::new(reason, message.as_str()));
-        let terminating = matches!(goal, Goal::Terminate { .. })
-            && !self
-                .records
-                .iter()
-                .any(|record| !matches!(record.state, RecordState::Exited(_)));
-        let status = compute(&StatusInputs {
-            pod: &object.pod,
-            records: &self.records,
-            waiting: &self.waiting,
-            sandbox_ready: self.sandbox && !self.sandbox_broken && attached,
-            pod_addresses: &self.memory.addresses,
-            host_addresses: &self.context.host_addresses,
-            start_time: self.memory.start_time.unwrap_or_else(SystemTime::now),
-            failure: failure.as_ref(),
-            terminating,
-            previous: &self.conditions,
-            now: SystemTime::now(),
-        });
-        let mut status = status;
-        if status.phase == Phase::Pending && !object.pod.refused.is_empty() {
-            status.reason = "UnsupportedFeature".to_owned();
-            status.message = refusal(&object.pod);
-        }
-        self.conditions.clone_from(&status.conditions);
-        self.status.set(&status);
-    }
-
-    /// Writes the journal if something changed.
-    pub(super) async fn remember(&mut self) {
-        let wall = |at| self.context.clock.wall(at);
-        self.memory.containers = self.records.iter().map(ContainerMemory::from).collect();
-        let mut keys: Vec<String> = Vec::new();
-        if let Some(pod) = self.pod() {
-            for container in &pod.containers {
-                keys.push(tholepin_model::plan::pods::restart_key(&container.name));
-                keys.push(tholepin_model::plan::pods::pull_key(&container.image));
-            }
-        }
-        let mut backoff = BTreeMap::new();
-        for key in keys {
-            if let Some(entry) = self.backoff.entry(&key) {
-                // Unchanged entries keep their first translation: the two clocks drift apart by parts
-                // of a millisecond, which must not look like news.
-                let before = self.memory.backoff.get(&key).filter(|(delay, updated)| {
-                    *delay == entry.delay
-                        && self.context.clock.of(*updated).abs_diff(entry.updated) < MIN_RETRY
-                });
-                let value = before
-                    .copied()
-                    .unwrap_or((entry.delay, wall(entry.updated)));
-                backoff.insert(key, value);
-            }
-        }
-        self.memory.backoff = backoff;
-        let memory = (self.written.as_ref() != Some(&self.memory)).then(|| self.memory.clone());
-        let sources = if self.memory.terminating.is_some() {
-            None
-        } else {
-            self.sources.to_remember()
-        };
-        if memory.is_none() && sources.is_none() {
-            return;
-        }
-        let journal = self.journal.clone();
-        self.written.clone_from(&memory);
-        let written = tokio::task::spawn_blocking(move || {
-            memory.map_or(Ok(()), |memory| journal.write_memory(&memory))?;
-            sources.map_or(Ok(()), |sources| journal.write_sources(&sources))
-        });
-        if let Ok(Err(error)) = written.await {
-            self.written = None;
-            tracing::error!(pod = %self.identity.name, error = %chain(&error), "journal not written");
-        }
-    }
-
     async fn wait(
         &mut self,
         snapshots: &mut watch::Receiver<Arc<super::runtime_view::Snapshot>>,
@@ -520,71 +425,6 @@ impl Worker {
             self.update_volumes().await;
         }
     }
-
-    /// Everything here is gone; says so to the API and forgets the pod.
-    async fn finish(&mut self) {
-        let mut delay = Duration::from_millis(200);
-        let mut flushed = false;
-        while self.latest.removed.is_none() && self.latest.object.is_some() {
-            let step = async {
-                if !flushed {
-                    self.status.flushed().await;
-                    flushed = true;
-                }
-                self.context.pod_api.delete_now(&self.identity).await
-            };
-            let mut input = self.input.clone();
-            let removed = async {
-                // The sender only goes away with the agent; then nothing is left to do here.
-                if input
-                    .wait_for(|input| input.removed.is_some())
-                    .await
-                    .is_err()
-                {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                result = step => match result {
-                    Ok(Written::Done | Written::Gone) => break,
-                    Err(error) => {
-                        tracing::warn!(pod = %self.identity.name, error = %chain(&error), "trying again");
-                        tokio::time::sleep(delay).await;
-                        delay = (delay * 2).min(MAX_RETRY);
-                    }
-                },
-                () = removed => break,
-            }
-        }
-        let pod_dir = self.pod_dir.clone();
-        let logs = self.context.config.log_path(&self.identity, "c", 0);
-        let logs = logs.ancestors().nth(2).map(std::path::Path::to_path_buf);
-        let links = self.context.config.container_log_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            if let Some(logs) = logs {
-                super::apply::remove_logs(&logs, &links);
-            }
-            volumes::remove_pod_dir(&pod_dir)
-        });
-        if let Ok(Err(error)) = removed.await {
-            // Housekeeping finds the directory again.
-            tracing::error!(pod = %self.identity.name, error = %chain(&error), "pod directory not removed");
-        }
-        tracing::info!(pod = %self.identity.name, namespace = %self.identity.namespace, "pod removed");
-    }
-
-    pub(super) fn pod_event(&self, severity: Severity, reason: &'static str, message: String) {
-        self.context
-            .recorder
-            .record(Subject::pod(&self.identity), severity, reason, message);
-    }
-}
-
-fn refusal(pod: &Pod) -> String {
-    format!(
-        "this node cannot run the pod, it does not support: {}",
-        pod.refused.join(", ")
-    )
 }
 
 /// Completes when the input asks for a (faster) end than `present` does.

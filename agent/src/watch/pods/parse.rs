@@ -13,7 +13,7 @@ use tholepin_model::pod::{
     PullPolicy, RestartPolicy, Security, VolumeMount,
 };
 
-use super::volumes;
+use super::{unsupported, volumes};
 use crate::time::system_time;
 
 /// Why an API pod is not a pod.
@@ -52,7 +52,6 @@ pub fn pod(object: &api::Pod) -> Result<Pod, InvalidPod> {
             .deletion_grace_period_seconds
             .map_or(grace, seconds),
     });
-    let parsed_volumes = volumes::parse(spec);
     let security = spec.security_context.clone().unwrap_or_default();
     Ok(Pod {
         uid: required(&metadata.uid, "uid")?,
@@ -94,7 +93,7 @@ pub fn pod(object: &api::Pod) -> Result<Pod, InvalidPod> {
             .collect(),
         enable_service_links: spec.enable_service_links.unwrap_or(true),
         containers,
-        volumes: parsed_volumes.volumes,
+        volumes: volumes::parse(spec),
         image_pull_secrets: spec
             .image_pull_secrets
             .iter()
@@ -114,105 +113,10 @@ pub fn pod(object: &api::Pod) -> Result<Pod, InvalidPod> {
             .flatten()
             .map(|gate| gate.condition_type.clone())
             .collect(),
-        refused: refused(spec, parsed_volumes.refused),
-        ignored: ignored(spec),
+        refused: unsupported::refused(spec),
+        ignored: unsupported::ignored(spec),
         observed: observed(object.status.as_ref()),
     })
-}
-
-/// What the pod would be wrong without.
-fn refused(spec: &api::PodSpec, volumes: Vec<String>) -> Vec<String> {
-    let mut refused = volumes;
-    let mut check = |is_used: bool, feature: &str| {
-        if is_used {
-            refused.push(feature.to_owned());
-        }
-    };
-    check(
-        spec.init_containers
-            .as_ref()
-            .is_some_and(|list| !list.is_empty()),
-        "init containers",
-    );
-    check(
-        spec.share_process_namespace == Some(true),
-        "shareProcessNamespace",
-    );
-    check(spec.host_users == Some(false), "hostUsers: false");
-    check(spec.runtime_class_name.is_some(), "runtimeClassName");
-    check(
-        spec.resource_claims
-            .as_ref()
-            .is_some_and(|list| !list.is_empty()),
-        "resourceClaims",
-    );
-    check(
-        spec.os.as_ref().is_some_and(|os| os.name != "linux"),
-        "an os other than linux",
-    );
-    for container in &spec.containers {
-        check(
-            container
-                .volume_devices
-                .as_ref()
-                .is_some_and(|list| !list.is_empty()),
-            "volumeDevices",
-        );
-        for mount in container.volume_mounts.iter().flatten() {
-            check(
-                mount
-                    .sub_path_expr
-                    .as_ref()
-                    .is_some_and(|path| !path.is_empty()),
-                "volumeMounts.subPathExpr",
-            );
-            check(
-                mount
-                    .mount_propagation
-                    .as_deref()
-                    .is_some_and(|kind| kind != "None"),
-                "volumeMounts.mountPropagation",
-            );
-        }
-        for port in container.ports.iter().flatten() {
-            let outside = port.host_port.is_some_and(|port| port > 0);
-            check(outside && spec.host_network != Some(true), "hostPort");
-        }
-        let keys = container
-            .env
-            .iter()
-            .flatten()
-            .filter_map(|env| env.value_from.as_ref());
-        check(
-            keys.clone().any(|from| from.file_key_ref.is_some()),
-            "env.valueFrom.fileKeyRef",
-        );
-    }
-    refused.sort();
-    refused.dedup();
-    refused
-}
-
-/// What the pod runs without, as if it were not written.
-fn ignored(spec: &api::PodSpec) -> Vec<String> {
-    let mut ignored = Vec::new();
-    for container in &spec.containers {
-        let name = &container.name;
-        let mut check = |is_used: bool, feature: &str| {
-            if is_used {
-                ignored.push(format!("{feature} of container {name}"));
-            }
-        };
-        check(container.liveness_probe.is_some(), "livenessProbe");
-        check(container.readiness_probe.is_some(), "readinessProbe");
-        check(container.startup_probe.is_some(), "startupProbe");
-        check(container.lifecycle.is_some(), "lifecycle");
-        check(
-            container.restart_policy_rules.is_some(),
-            "restartPolicyRules",
-        );
-    }
-    ignored
 }
 
 fn dns_config(config: Option<&api::PodDNSConfig>) -> DnsConfig {

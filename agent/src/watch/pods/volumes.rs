@@ -1,4 +1,4 @@
-//! Volumes of API pods as domain volumes; kinds this agent does not have are named for refusal.
+//! Volumes of API pods as domain volumes; kinds this agent does not have are named.
 
 use k8s_openapi::api::core::v1 as api;
 use tholepin_model::pod::quantity::parse_units;
@@ -11,29 +11,15 @@ use super::parse::resource_field;
 
 const DEFAULT_MODE: u32 = 0o644;
 
-pub(super) struct ParsedVolumes {
-    pub(super) volumes: Vec<Volume>,
-    pub(super) refused: Vec<String>,
-}
-
-pub(super) fn parse(spec: &api::PodSpec) -> ParsedVolumes {
-    let mut parsed = ParsedVolumes {
-        volumes: Vec::new(),
-        refused: Vec::new(),
-    };
-    for volume in spec.volumes.iter().flatten() {
-        let source = source(volume);
-        if let VolumeSource::Unsupported { kind } = &source {
-            parsed
-                .refused
-                .push(format!("volume \"{}\": {kind}", volume.name));
-        }
-        parsed.volumes.push(Volume {
+/// Volumes of kinds this agent does not have stay in the list: mounting them fails, visibly.
+pub(super) fn parse(spec: &api::PodSpec) -> Vec<Volume> {
+    let volumes = spec.volumes.iter().flatten();
+    volumes
+        .map(|volume| Volume {
             name: volume.name.clone(),
-            source,
-        });
-    }
-    parsed
+            source: source(volume),
+        })
+        .collect()
 }
 
 fn source(volume: &api::Volume) -> VolumeSource {

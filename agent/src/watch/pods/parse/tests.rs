@@ -36,14 +36,34 @@ fn what_cannot_be_done_is_refused_or_warned_about_by_name() {
             "name": "a", "image": "busybox",
             "livenessProbe": {"tcpSocket": {"port": 80}},
             "ports": [{"containerPort": 80, "hostPort": 8080}],
+            "resources": {"limits": {"cpu": "1", "ephemeral-storage": "1Gi"}},
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked"},
         }],
-        "volumes": [{"name": "h", "hostPath": {"path": "/"}}],
+        "volumes": [
+            {"name": "h", "hostPath": {"path": "/"}},
+            {"name": "e", "emptyDir": {"sizeLimit": "1Mi"}},
+        ],
+        "securityContext": {"seccompProfile": {"type": "Unconfined"}, "appArmorProfile": {"type": "RuntimeDefault"}},
     }));
+    assert_eq!(pod.refused, ["hostPort", "init containers"]);
     assert_eq!(
-        pod.refused,
-        ["hostPort", "init containers", "volume \"h\": hostPath"]
+        pod.ignored,
+        [
+            "securityContext.appArmorProfile RuntimeDefault of the pod",
+            "sizeLimit of emptyDir volume e",
+            "livenessProbe of container a",
+            "resource ephemeral-storage of container a",
+            "securityContext.procMount of container a",
+            "securityContext.seccompProfile RuntimeDefault of container a",
+        ]
     );
-    assert_eq!(pod.ignored, ["livenessProbe of container a"]);
+    // A volume of an unknown kind fails when it is to be mounted, as upstream's does.
+    assert_eq!(
+        pod.volumes[0].source,
+        VolumeSource::Unsupported {
+            kind: "hostPath".to_owned()
+        }
+    );
 }
 
 #[test]
