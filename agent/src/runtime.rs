@@ -4,6 +4,7 @@
 //! comes in is resolved already (ConfigMaps read, `$(VAR)` expanded, volumes on disk): a driver never
 //! talks to the Kubernetes API. The trait exists because reconcilers are tested over a fake.
 
+mod attach;
 mod cgroup;
 mod connect;
 mod container;
@@ -12,6 +13,7 @@ mod devices;
 mod events;
 mod exec;
 mod exits;
+mod fanout;
 mod image;
 mod io;
 mod journal;
@@ -27,6 +29,7 @@ mod rootfs;
 mod runc;
 mod sandbox;
 mod spec;
+mod stdin;
 mod stop;
 
 use std::collections::BTreeMap;

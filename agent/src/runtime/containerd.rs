@@ -258,10 +258,7 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<ExecSession, RuntimeError> {
-        Err(RuntimeError::Attach {
-            container: request.container_id,
-            message: "not supported by this node yet".into(),
-        })
+        self.driver.attach(request).await
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime};
 use containerd_client::services::v1::{DeleteTaskRequest, GetRequest, WaitRequest};
 use containerd_client::types::v1::{Process, Status};
 use prost_types::Timestamp;
-use tokio::net::unix::pipe::Sender;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +16,12 @@ use tracing::{debug, warn};
 
 use super::connect::{CallError, Idempotent, QUICK, SLOW, call};
 use super::containerd::{Driver, blocking};
+use super::fanout::Fanout;
 use super::io::Fifos;
 use super::journal::Exit;
 use super::logs;
 use super::pidfd::PidFd;
+use super::stdin::Stdin;
 
 /// Exit code of a container that ended while nobody could see it, as containerd's CRI plugin has it.
 pub(super) const UNKNOWN_EXIT_CODE: u32 = 255;
@@ -34,8 +35,8 @@ pub(super) struct Tracked {
     is_waited_for: AtomicBool,
     log: Mutex<Option<JoinHandle<()>>>,
     log_ended: CancellationToken,
-    /// Held so that the container's stdin stays open; nobody writes to it yet.
-    _stdin: Option<Sender>,
+    pub(super) output: Arc<Fanout>,
+    pub(super) stdin: Option<Stdin>,
     /// The last exit event seen, for a task that is gone before it could be asked.
     seen: Mutex<Option<(u32, SystemTime)>>,
     /// The container's first process, for an exit that containerd forgot.
@@ -50,6 +51,7 @@ pub(super) struct Follow {
     pub(super) pod_uid: String,
     pub(super) log_path: std::path::PathBuf,
     pub(super) stdin: bool,
+    pub(super) stdin_once: bool,
     pub(super) tty: bool,
     pub(super) cgroup_path: String,
 }
@@ -96,10 +98,14 @@ impl Driver {
         fifos.create()?;
         let ends = fifos.open()?;
         let log_ended = CancellationToken::new();
+        let output = Arc::new(Fanout::default());
         let log = tokio::spawn(logs::pump(
             ends.stdout,
             ends.stderr,
-            follow.log_path.clone(),
+            logs::Sinks {
+                path: follow.log_path.clone(),
+                output: output.clone(),
+            },
             self.cancel.clone(),
             log_ended.clone(),
         ));
@@ -107,7 +113,8 @@ impl Driver {
             is_waited_for: AtomicBool::new(false),
             log: Mutex::new(Some(log)),
             log_ended,
-            _stdin: ends.stdin,
+            output,
+            stdin: ends.stdin.map(Stdin::new),
             seen: Mutex::new(None),
             process: OnceLock::new(),
             settled: watch::Sender::new(false),

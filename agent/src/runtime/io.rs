@@ -15,6 +15,9 @@ use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 /// How much a container may write while no agent reads. The kernel's limit for unprivileged users.
 const PIPE_SIZE: i32 = 1 << 20;
 
+/// Name of the mark of a `stdinOnce` container whose input was closed.
+const STDIN_CLOSED: &str = "stdin.closed";
+
 /// The three paths of one process. Empty ones are not connected.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fifos {
@@ -63,11 +66,18 @@ impl Fifos {
         let reader = |path: &Option<PathBuf>| path.as_deref().map(open_reader).transpose();
         // Read-write, because a FIFO without a reader cannot be opened for writing only.
         let writer = |path: &PathBuf| OpenOptions::new().read_write(true).open_sender(path);
+        let is_closed = self.directory.join(STDIN_CLOSED).exists();
+        let stdin = self.stdin.as_ref().filter(|_| !is_closed);
         Ok(Ends {
-            stdin: self.stdin.as_ref().map(writer).transpose()?,
+            stdin: stdin.map(writer).transpose()?,
             stdout: reader(&self.stdout)?,
             stderr: reader(&self.stderr)?,
         })
+    }
+
+    /// From now on [`Self::open`] gives no stdin: nobody reads it any more.
+    pub(super) fn mark_stdin_closed(&self) -> io::Result<()> {
+        fs::write(self.directory.join(STDIN_CLOSED), [])
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {

@@ -18,6 +18,7 @@ const ATTEMPT: &str = "io.tholepin.attempt";
 const IMAGE_ID: &str = "io.tholepin.image-id";
 const LOG_PATH: &str = "io.tholepin.log-path";
 const STDIN: &str = "io.tholepin.stdin";
+const STDIN_ONCE: &str = "io.tholepin.stdin-once";
 const TTY: &str = "io.tholepin.tty";
 const CGROUP: &str = "io.tholepin.cgroup";
 const STOP_SIGNAL: &str = "io.tholepin.stop-signal";
@@ -49,6 +50,7 @@ pub(super) fn build(spec: &ContainerSpec, facts: &Facts<'_>) -> HashMap<String, 
         (IMAGE_ID, facts.image_id.to_owned()),
         (LOG_PATH, spec.log_path.display().to_string()),
         (STDIN, spec.stdin.to_string()),
+        (STDIN_ONCE, spec.stdin_once.to_string()),
         (TTY, spec.tty.to_string()),
         (CGROUP, facts.cgroup_path.to_owned()),
         (STOP_SIGNAL, facts.stop_signal.to_owned()),
@@ -92,6 +94,7 @@ pub(super) fn parse(id: &str, labels: &HashMap<String, String>) -> Parsed {
             pod_uid: pod.uid.clone(),
             log_path: PathBuf::from(get(LOG_PATH)),
             stdin: get(STDIN) == "true",
+            stdin_once: get(STDIN_ONCE) == "true",
             tty: get(TTY) == "true",
             cgroup_path: get(CGROUP),
         },

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+use super::fanout::{Fanout, Stream};
 
 /// Longest piece of a line in one entry, as containerd's CRI plugin has it.
 const MAX_LINE: usize = 16 << 10;
@@ -77,56 +80,74 @@ impl Framer {
     }
 }
 
-/// Copies both streams into the log until the last writer is gone, or until told to leave the rest to
-/// a later agent: then nothing that was taken from a FIFO stays unwritten. `ended` says that no writer
-/// is left or will come: a FIFO that was opened after the last one had gone never says so itself.
+/// Where the bytes of a container go.
+#[derive(Debug)]
+pub(super) struct Sinks {
+    pub(super) path: PathBuf,
+    pub(super) output: Arc<Fanout>,
+}
+
+/// Copies both streams into the log, and then to attached clients, until the last writer is gone, or
+/// until told to leave the rest to a later agent: then nothing that was taken from a FIFO stays
+/// unwritten. `ended` says that no writer is left or will come: a FIFO that was opened after the last
+/// one had gone never says so itself.
 pub(super) async fn pump(
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
-    path: PathBuf,
+    sinks: Sinks,
     cancel: CancellationToken,
     ended: CancellationToken,
 ) {
-    let mut log = LogFile::new(path);
-    let mut out = Source::new("stdout", stdout);
-    let mut err = Source::new("stderr", stderr);
+    let mut log = LogFile::new(sinks.path);
+    let mut out = Source::new(Stream::Stdout, stdout);
+    let mut err = Source::new(Stream::Stderr, stderr);
     let mut entries = Vec::new();
     while out.is_open() || err.is_open() {
         let has_partial = out.framer.has_partial() || err.framer.has_partial();
         tokio::select! {
             () = cancel.cancelled() => break,
             () = ended.cancelled() => {
-                out.take_rest(&mut entries);
-                err.take_rest(&mut entries);
+                out.take_rest();
+                err.take_rest();
             }
-            () = out.fill(), if out.is_open() => out.frame(&mut entries),
-            () = err.fill(), if err.is_open() => err.frame(&mut entries),
+            () = out.fill(), if out.is_open() => {}
+            () = err.fill(), if err.is_open() => {}
             () = tokio::time::sleep(PARTIAL_AFTER), if has_partial => {
                 let now = Timestamp::now();
                 out.framer.flush(now, &mut entries);
                 err.framer.flush(now, &mut entries);
             }
         }
+        out.frame(&mut entries);
+        err.frame(&mut entries);
         log.append(&mut entries).await;
+        let publishing = async {
+            out.publish(&sinks.output, &ended).await;
+            err.publish(&sinks.output, &ended).await;
+        };
+        cancel.run_until_cancelled(publishing).await;
     }
     let now = Timestamp::now();
     out.framer.flush(now, &mut entries);
     err.framer.flush(now, &mut entries);
     log.append(&mut entries).await;
     log.finish();
+    sinks.output.end();
 }
 
 struct Source {
+    stream: Stream,
     pipe: Option<Receiver>,
     framer: Framer,
     buffer: Vec<u8>,
 }
 
 impl Source {
-    fn new(stream: &'static str, pipe: Option<Receiver>) -> Self {
+    fn new(stream: Stream, pipe: Option<Receiver>) -> Self {
         Self {
+            stream,
             pipe,
-            framer: Framer::new(stream),
+            framer: Framer::new(stream.name()),
             buffer: Vec::new(),
         }
     }
@@ -140,37 +161,41 @@ impl Source {
         let Some(pipe) = &mut self.pipe else {
             return;
         };
-        self.buffer.clear();
         self.buffer.reserve(READ_SIZE);
         match pipe.read_buf(&mut self.buffer).await {
             Ok(0) => self.pipe = None,
             Ok(_) => {}
             Err(error) => {
-                warn!(stream = self.framer.stream, %error, "cannot read container output");
+                warn!(stream = self.stream.name(), %error, "cannot read container output");
                 self.pipe = None;
             }
         }
     }
 
     /// Reads what is in the pipe now, past tokio, which would first wait for a readiness event.
-    fn take_rest(&mut self, entries: &mut Vec<u8>) {
+    fn take_rest(&mut self) {
         let Some(pipe) = self.pipe.take() else {
             return;
         };
         let mut chunk = vec![0; READ_SIZE];
         while let Ok(count @ 1..) = nix::unistd::read(&pipe, &mut chunk) {
-            self.framer.push(&chunk[..count], Timestamp::now(), entries);
+            self.buffer.extend_from_slice(&chunk[..count]);
         }
-        self.framer.flush(Timestamp::now(), entries);
     }
 
+    /// The bytes of the last read as entries.
     fn frame(&mut self, entries: &mut Vec<u8>) {
         let now = Timestamp::now();
         self.framer.push(&self.buffer, now, entries);
-        self.buffer.clear();
         if self.pipe.is_none() {
             self.framer.flush(now, entries);
         }
+    }
+
+    /// The same bytes to attached clients; they are done with then.
+    async fn publish(&mut self, output: &Fanout, ended: &CancellationToken) {
+        output.publish(self.stream, &self.buffer, ended).await;
+        self.buffer.clear();
     }
 }
 
