@@ -385,6 +385,11 @@ impl ApiError {
         self.reason == Reason::AlreadyExists
     }
 
+    /// Whether the revision asked for is forgotten: list again.
+    pub fn is_expired(&self) -> bool {
+        self.reason == Reason::Expired
+    }
+
     /// The `Status` object to send.
     pub fn to_status(&self) -> Value {
         let mut status = json!({

@@ -169,15 +169,17 @@ async fn a_watch_list_is_snapshot_bookmark_changes_and_ends_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_watch_from_a_forgotten_revision_is_410_and_tables_have_one_header() {
+async fn a_watch_from_a_forgotten_revision_gets_a_410_event_and_tables_have_one_header() {
     let server = TestServer::start().await;
     let mut client = server.client(Some("admin")).await;
     client.post(CONFIG_MAPS, &config_map("a")).await;
     let revision = server.registry.current_revision();
     server.registry.store().compact(revision).await.unwrap();
     let old = format!("{CONFIG_MAPS}?watch=1&resourceVersion=1");
-    let (status, body) = client.get(&old).await;
-    assert_eq!((status, &body["reason"]), (410, &"Expired".into()));
+    let (status, event) = client.get(&old).await;
+    assert_eq!((status, &event["type"]), (200, &"ERROR".into()));
+    assert_eq!(event["object"]["code"], 410);
+    assert_eq!(event["object"]["reason"], "Expired");
     let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
     let path = format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}&timeoutSeconds=1");
     let mut watcher = server.client(Some("admin")).await;

@@ -35,9 +35,19 @@ pub(super) async fn serve(
         .unwrap_or_else(|| Duration::from_secs(rand::rng().random_range(DEFAULT_TIMEOUT_SECS)));
     let registry = &call.frontend.registry;
     let namespace = call.path.namespace;
-    let watch = registry
+    let watch = match registry
         .watch(&call.ctx, call.kind, namespace, &options)
-        .await?;
+        .await
+    {
+        Ok(watch) => watch,
+        // As upstream: a revision that is gone is an event of a watch that did start. Clients (kube's
+        // watcher among them) list again after such an event, and only try again after a failed request.
+        Err(error) if error.is_expired() => {
+            let event = futures::stream::iter([Ok(error_line(&error))]);
+            return Ok(json_lines(body::streamed(event)));
+        }
+        Err(error) => return Err(error),
+    };
     let lines = Lines {
         watch,
         kind: call.kind,
@@ -47,10 +57,14 @@ pub(super) async fn serve(
         stopping: call.frontend.stopping.clone(),
         is_over: false,
     };
-    let mut response = Response::new(body::streamed(lines.into_stream()));
+    Ok(json_lines(body::streamed(lines.into_stream())))
+}
+
+fn json_lines(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
-    Ok(response)
+    response
 }
 
 struct Lines {
