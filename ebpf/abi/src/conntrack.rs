@@ -55,9 +55,9 @@ map_type! {
         pub source_port: Be16,
         /// Destination port after translation.
         pub destination_port: Be16,
-        /// The Service port.
+        /// The Service port; 0 for a flow that is only masqueraded.
         pub service_id: u32,
-        /// The backend chosen for the flow.
+        /// The backend chosen for the flow; 0 for a flow that is only masqueraded.
         pub backend_id: u32,
         /// [`crate::BackendValue::generation`] when it was chosen.
         pub backend_generation: u32,
@@ -76,7 +76,7 @@ const _: () = assert!(
 
 /// This is the reply half.
 pub const FLOW_REPLY: u32 = 1;
-/// The client's own address or port is translated too (hairpin, or a port collision).
+/// The client's own address or port is translated too (hairpin, masquerade, or a port collision).
 pub const FLOW_SOURCE_TRANSLATED: u32 = 1 << 1;
 /// TCP: a SYN went this way.
 pub const FLOW_SYN: u32 = 1 << 2;
@@ -88,6 +88,10 @@ pub const FLOW_FIN: u32 = 1 << 4;
 pub const FLOW_RST: u32 = 1 << 5;
 /// UDP: a datagram went this way. Set in the reply half once the backend has answered.
 pub const FLOW_SEEN: u32 = 1 << 6;
+
+/// First of the ports (and ICMP identifiers) that masqueraded flows use on the node's underlay
+/// address; the last is 65,535. The agent reserves them, so that the kernel gives none to a socket.
+pub const MASQUERADE_FIRST_PORT: u16 = 0xf000;
 
 /// Granularity of [`ConntrackEntry::last_seen_ns`].
 pub const REFRESH_NS: u64 = 1_000_000_000;

@@ -7,6 +7,11 @@
 pub const GATEWAY_V4: &str = "GATEWAY_V4";
 /// `[u8; 16]`: the node's IPv6 gateway address; zero when there is no IPv6.
 pub const GATEWAY_V6: &str = "GATEWAY_V6";
+/// `[u8; 16]`: the node's IPv4 underlay address in mapped form, which pods' traffic to the outside
+/// gets as source; zero leaves it as it is.
+pub const NODE_V4: &str = "NODE_V4";
+/// `[u8; 16]`: the node's IPv6 underlay address, likewise.
+pub const NODE_V6: &str = "NODE_V6";
 /// `u32`: interface index of `thp_host`.
 pub const HOST_IFINDEX: &str = "HOST_IFINDEX";
 /// `u32`: interface index of `thp_vxlan`; 0 means that there is no overlay.

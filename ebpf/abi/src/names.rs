@@ -36,8 +36,11 @@ pub const HOST_EGRESS: &str = "host_egress";
 /// Ingress hook of the VXLAN device: what other nodes send.
 pub const OVERLAY_IN: &str = "overlay_in";
 
+/// Ingress hook of an underlay interface: answers to what left the pod network.
+pub const UNDERLAY_IN: &str = "underlay_in";
+
 /// Every program, all of type `SCHED_CLS`.
-pub const PROGRAMS: [&str; 3] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN];
+pub const PROGRAMS: [&str; 4] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN];
 
 /// Default capacity of `FRONTENDS`.
 pub const FRONTENDS_CAPACITY: usize = 65_536;

@@ -49,6 +49,27 @@ pub const fn is_link_control(protocol: u8, icmp_type: u8) -> bool {
     protocol == ICMPV6 && matches!(icmp_type, 130..=137 | 143)
 }
 
+/// Which half of an echo a message is. Its identifier stands for the port of the side that asks, so
+/// that request and answer have tuples that are each other's reverse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Echo {
+    /// The identifier is the source's.
+    Request,
+    /// The identifier is the destination's.
+    Reply,
+}
+
+/// Whether a message is an echo, and which half.
+#[must_use]
+#[inline(always)]
+pub const fn echo(protocol: u8, icmp_type: u8) -> Option<Echo> {
+    match (protocol, icmp_type) {
+        (ICMP, 8) | (ICMPV6, 128) => Some(Echo::Request),
+        (ICMP, 0) | (ICMPV6, 129) => Some(Echo::Reply),
+        _ => None,
+    }
+}
+
 /// A translated error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TranslatedError {
@@ -138,6 +159,18 @@ mod tests {
     #[test]
     fn echo_and_neighbour_discovery_are_not_errors() {
         assert!(!is_error(ICMP, 8) && !is_error(ICMP, 0));
+        assert_eq!(
+            (echo(ICMP, 8), echo(ICMPV6, 128)),
+            (Some(Echo::Request), Some(Echo::Request))
+        );
+        assert_eq!(
+            (echo(ICMP, 0), echo(ICMPV6, 129)),
+            (Some(Echo::Reply), Some(Echo::Reply))
+        );
+        assert_eq!(
+            (echo(ICMP, 128), echo(ICMPV6, 8), echo(UDP, 8)),
+            (None, None, None)
+        );
         assert!(!is_error(ICMPV6, 128) && !is_error(ICMPV6, 135));
         assert!(is_link_control(ICMPV6, 135) && is_link_control(ICMPV6, 143));
         assert!(!is_link_control(ICMPV6, 128) && !is_link_control(ICMP, 135));

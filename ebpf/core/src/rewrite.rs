@@ -1,6 +1,6 @@
 //! Translations of a packet's tuple and what they do to its checksums.
 
-use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, FLOW_SOURCE_TRANSLATED};
+use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, FLOW_SOURCE_TRANSLATED, MASQUERADE_FIRST_PORT};
 use tholepin_ebpf_abi::{Address, BackendValue, Be16, ConntrackEntry, FlowKey};
 
 use crate::csum::{self, Sum};
@@ -60,6 +60,17 @@ impl Translation {
         }
     }
 
+    /// The same, sent from the node's own address and one of the ports that are kept for it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn masqueraded(self, node: Address, random: u32) -> Self {
+        Self {
+            source: node,
+            source_port: masquerade_port(random),
+            ..self
+        }
+    }
+
     /// The key of the other direction's half: the packet that answers the translated one.
     #[must_use]
     #[inline(always)]
@@ -109,6 +120,19 @@ impl Translation {
     pub const fn ports(&self) -> u32 {
         ports_word(self.source_port, self.destination_port)
     }
+}
+
+/// One of the ports of masqueraded flows.
+#[must_use]
+#[inline(always)]
+pub const fn masquerade_port(random: u32) -> Be16 {
+    const {
+        assert!(
+            MASQUERADE_FIRST_PORT == 0xf000,
+            "the range is the last 4,096 ports"
+        )
+    };
+    Be16::new(MASQUERADE_FIRST_PORT | random as u16)
 }
 
 /// Two ports as one word in memory order.
@@ -282,6 +306,15 @@ mod tests {
             };
             let to = Translation::to_backend(&flow, &itself, flow.source);
             prop_assert!(to.source != to.destination || flow.source == flow.destination);
+        }
+
+        #[test]
+        fn a_masqueraded_flow_uses_the_reserved_ports(flow in flow(), node in address(), random: u32) {
+            let to = Translation::identity(&flow).masqueraded(node, random);
+            prop_assert!(to.source_port.get() >= MASQUERADE_FIRST_PORT);
+            prop_assert_eq!(to.source, node);
+            let kept = (to.destination, to.destination_port);
+            prop_assert_eq!(kept, (flow.destination, flow.destination_port));
         }
 
         #[test]

@@ -31,8 +31,10 @@ pub enum Origin {
     Pod,
     /// The node's own stack.
     Host,
-    /// Another node.
+    /// Another node, through the overlay.
     Overlay,
+    /// The network the nodes are in.
+    Underlay,
 }
 
 /// What a refused packet's sender is told.

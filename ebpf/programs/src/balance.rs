@@ -1,24 +1,29 @@
-//! New flows: frontend, backend, and the two halves that remember the choice.
+//! New flows: frontend, backend, masquerade, and the two halves that remember the choice.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use tholepin_ebpf_abi::conntrack::{FLOW_RST, FLOW_SOURCE_TRANSLATED};
 use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
 use tholepin_ebpf_abi::{
-    BackendValue, Be16, ConntrackEntry, DropReason, FlowKey, FrontendKey, FrontendValue,
+    Address, BackendValue, Be16, ConntrackEntry, DropReason, FlowKey, FrontendKey, FrontendValue,
 };
+use tholepin_ebpf_core::packet::{ICMP, ICMPV6, TCP};
 use tholepin_ebpf_core::rewrite::{self, NewFlow};
 use tholepin_ebpf_core::{Origin, Translation, flow, select};
 
 use crate::conntrack::flags_of_both;
+use crate::deliver::{self, Route};
+use crate::globals::HOST_IFINDEX;
 use crate::lookup::{self, Half};
 use crate::maps::CONNTRACK;
 use crate::scratch::{Scratch, settle};
-use crate::skb;
+use crate::skb::{self, FibQuestion, Skb};
 
 /// Slots tried while the agent is changing a Service, and source ports while they collide.
 const ATTEMPTS: u32 = 4;
 
 const EEXIST: i32 = -17;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// Outcome codes of [`balance`]: a BPF function returns one integer.
 const TRANSLATED: u32 = 0;
@@ -29,10 +34,10 @@ const REFUSED: u32 = 2; // Plus the reason's code.
 const AGAIN: u32 = 1;
 const FROM_HOST: u32 = 2;
 
-/// Translates a flow that has no entry; false if it is not to a Service.
+/// Translates a flow that has no entry; false if it stays as it is.
 #[inline(always)]
-pub fn first(scratch: &mut Scratch, origin: Origin) -> Result<bool, DropReason> {
-    match balance(scratch, mode(origin)) {
+pub fn first(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<bool, DropReason> {
+    match balance(skb, scratch, mode(origin)) {
         TRANSLATED => Ok(true),
         NOT_A_SERVICE => Ok(false),
         refused => Err(reason(refused)),
@@ -41,8 +46,8 @@ pub fn first(scratch: &mut Scratch, origin: Origin) -> Result<bool, DropReason> 
 
 /// Translates a flow whose backend no longer serves, or whose connection is over.
 #[inline(always)]
-pub fn again(scratch: &mut Scratch, origin: Origin) -> Result<(), DropReason> {
-    match balance(scratch, mode(origin) | AGAIN) {
+pub fn again(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<(), DropReason> {
+    match balance(skb, scratch, mode(origin) | AGAIN) {
         // A Service that is gone leaves the packet as it is: it is routed like any other.
         TRANSLATED | NOT_A_SERVICE => Ok(()),
         refused => Err(reason(refused)),
@@ -59,63 +64,165 @@ fn reason(code: u32) -> DropReason {
     DropReason::from_code(code - REFUSED).unwrap_or(DropReason::BackendMissing)
 }
 
-/// Chooses a backend and records the flow.
+/// Decides about a new flow, and records it if it is translated.
 #[inline(never)]
-fn balance(scratch: &mut Scratch, mode: u32) -> u32 {
+fn balance(skb: &Skb, scratch: &mut Scratch, mode: u32) -> u32 {
     let flow = &scratch.packet.flow;
     if mode & AGAIN != 0 {
         forget(flow);
         scratch.translation = Translation::identity(flow);
     }
+    scratch.masquerade = false;
     let key = FrontendKey {
         address: flow.destination,
         port: flow.destination_port,
         protocol: flow.protocol,
         scope: SCOPE_CLUSTER,
     };
-    let Some(frontend) = lookup::frontend(&key) else {
-        return NOT_A_SERVICE;
+    let outcome = match lookup::frontend(&key) {
+        Some(frontend) => to_backend(skb, scratch, mode, frontend),
+        // What the node itself sends has the right address already.
+        None if mode & FROM_HOST != 0 => return NOT_A_SERVICE,
+        None => match to_outside(skb, scratch) {
+            Ok(false) => return NOT_A_SERVICE,
+            Ok(true) => Ok(()),
+            Err(reason) => Err(reason),
+        },
     };
-    match chosen(scratch, mode, frontend) {
+    match outcome.and_then(|()| record(scratch)) {
         Ok(()) => TRANSLATED,
         Err(reason) => REFUSED + reason as u32,
     }
 }
 
+/// Translates to a backend of the Service.
 #[inline(always)]
-fn chosen(scratch: &mut Scratch, mode: u32, frontend: &FrontendValue) -> Result<(), DropReason> {
-    let packet = &scratch.packet;
-    let flow = &packet.flow;
-    let observed = flow::observed(flow.protocol, packet.tcp_flags);
+fn to_backend(
+    skb: &Skb,
+    scratch: &mut Scratch,
+    mode: u32,
+    frontend: &FrontendValue,
+) -> Result<(), DropReason> {
+    let observed = flow::observed(scratch.packet.flow.protocol, scratch.packet.tcp_flags);
     if observed & FLOW_RST != 0 {
         return Err(DropReason::UntrackedReset);
     }
     let (backend_id, backend) = pick(frontend)?;
-    // A socket of the node that is bound to another of its addresses: the reply must come back
-    // through the pod network to be translated, so it is asked for from the gateway's address.
-    let source = if mode & FROM_HOST != 0 {
-        packet.gateway()
-    } else {
-        flow.source
+    let from_host = mode & FROM_HOST != 0;
+    let place = place(skb, scratch, &backend.address, from_host);
+    let flow = &scratch.packet.flow;
+    let source = match place {
+        Place::Outside => scratch.packet.node(),
+        // The node itself is both ends. With one of its own addresses as source the answer would
+        // stay in its stack; with the Service's it comes back to be translated.
+        Place::Node if from_host => flow.destination,
+        // A socket of the node that is bound to another of its addresses: the answer must come back
+        // through the pod network, so it is asked for from the gateway's address.
+        Place::Inside if from_host => scratch.packet.gateway(),
+        Place::Inside | Place::Node => flow.source,
     };
     scratch.translation = Translation::to_backend(flow, backend, source);
+    if let Place::Outside = place {
+        scratch.masquerade = true;
+        scratch.translation = scratch.translation.masqueraded(source, skb::random());
+    }
     let new = NewFlow {
         now_ns: skb::now_ns(),
         service_id: frontend.service_id,
         backend_id,
         backend_generation: backend.generation,
         // The node's own flows approve no pod's interface.
-        ifindex: if mode & FROM_HOST != 0 {
-            0
-        } else {
-            packet.ifindex
-        },
+        ifindex: if from_host { 0 } else { scratch.packet.ifindex },
         observed,
     };
     scratch.forward = new.forward_half(flow, &scratch.translation);
-    record(scratch)?;
-    scratch.packet.translated = true;
     Ok(())
+}
+
+/// Masquerades what a pod asks of the world outside; false for what stays as it is. An answer, or
+/// the rest of a connection that somebody outside has opened, must keep the pod's address.
+#[inline(always)]
+fn to_outside(skb: &Skb, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let packet = &scratch.packet;
+    let flow = packet.flow;
+    let asks = match flow.protocol {
+        TCP => flow::opens(TCP, packet.tcp_flags),
+        ICMP | ICMPV6 => flow.source_port.be != 0,
+        _ => true,
+    };
+    if !asks || !is_outside(skb, scratch, &flow.destination) {
+        return Ok(false);
+    }
+    let node = scratch.packet.node();
+    scratch.masquerade = true;
+    scratch.translation = Translation::identity(&flow).masqueraded(node, skb::random());
+    let new = NewFlow {
+        now_ns: skb::now_ns(),
+        service_id: 0,
+        backend_id: 0,
+        backend_generation: 0,
+        ifindex: scratch.packet.ifindex,
+        observed: flow::observed(flow.protocol, scratch.packet.tcp_flags),
+    };
+    scratch.forward = new.forward_half(&flow, &scratch.translation);
+    Ok(true)
+}
+
+/// Where a backend is, as far as the choice of a source goes.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In the pod network.
+    Inside,
+    /// This node, or nowhere.
+    Node,
+    /// Where answers come in by the underlay.
+    Outside,
+}
+
+#[inline(always)]
+fn place(skb: &Skb, scratch: &mut Scratch, address: &Address, from_host: bool) -> Place {
+    let origin = if from_host { Origin::Host } else { Origin::Pod };
+    match deliver::route(address, scratch.packet.v4, origin) {
+        Route::Workload(_) | Route::Remote(_) => Place::Inside,
+        Route::Gateway | Route::Node => Place::Node,
+        Route::Elsewhere => match way_out(skb, scratch, address) {
+            // Its route leads back into the pod network, where it will be refused.
+            Some(ifindex) if ifindex == HOST_IFINDEX.load() => Place::Inside,
+            Some(_) => Place::Outside,
+            None => Place::Node,
+        },
+    }
+}
+
+/// Whether the kernel would forward a packet to `address` to other machines.
+#[inline(always)]
+fn is_outside(skb: &Skb, scratch: &mut Scratch, address: &Address) -> bool {
+    matches!(way_out(skb, scratch, address), Some(ifindex) if ifindex != HOST_IFINDEX.load())
+}
+
+/// The interface by which the kernel would forward a packet of the node's to `address`; `None` for
+/// addresses of the node itself and for those it has no route to.
+#[inline(always)]
+fn way_out(skb: &Skb, scratch: &mut Scratch, address: &Address) -> Option<u32> {
+    let v4 = scratch.packet.v4;
+    let (node, to) = (scratch.packet.node(), address.words());
+    if node == Address::UNSPECIFIED {
+        return None;
+    }
+    let node = node.words();
+    scratch.fib = FibQuestion {
+        family: if v4 { AF_INET } else { AF_INET6 },
+        l4_protocol: 0,
+        ports: [0; 2],
+        total_len: 0,
+        ifindex: scratch.packet.ifindex,
+        class: 0,
+        source: if v4 { [node[3], 0, 0, 0] } else { node },
+        destination: if v4 { [to[3], 0, 0, 0] } else { to },
+        answer: [0; 4],
+    };
+    settle();
+    skb.route(&mut scratch.fib)
 }
 
 /// A backend at random. While a Service shrinks, its counts fall before its slots go; a reader in
@@ -147,11 +254,17 @@ fn record(scratch: &mut Scratch) -> Result<(), DropReason> {
         scratch.reply = rewrite::reply_half(flow, &scratch.forward);
         settle();
         if claim(&scratch.reply_key, &scratch.reply)? {
+            scratch.packet.translated = true;
             return insert(flow, &scratch.forward, BPF_ANY);
         }
         // Two flows of one client that differ only in the Service's address would become the same
         // behind it, so one of them gets another source port.
-        let port = Be16::new(32_768 | skb::random() as u16);
+        let random = skb::random();
+        let port = if scratch.masquerade {
+            rewrite::masquerade_port(random)
+        } else {
+            Be16::new(32_768 | random as u16)
+        };
         scratch.translation.source_port = port;
         scratch.forward.source_port = port;
         scratch.forward.flags |= FLOW_SOURCE_TRANSLATED;

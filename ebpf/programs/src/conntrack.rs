@@ -5,21 +5,30 @@ use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
 use tholepin_ebpf_core::packet::TCP;
 use tholepin_ebpf_core::{Origin, Translation, flow, rewrite};
 
+use crate::balance;
 use crate::lookup::{self, Half};
 use crate::maps::CONNTRACK;
 use crate::parse::Packet;
 use crate::scratch::Scratch;
-use crate::{balance, skb};
+use crate::skb::{self, Skb};
 
 /// The translation of a packet whose flow has `half`. Data packets of TCP cost nothing beyond the
 /// look-up that found it; UDP looks whether its backend still serves; a SYN takes the slow path.
 #[inline(always)]
-pub fn advance(scratch: &mut Scratch, half: Half, origin: Origin) -> Result<(), DropReason> {
+pub fn advance(
+    skb: &Skb,
+    scratch: &mut Scratch,
+    half: Half,
+    origin: Origin,
+) -> Result<(), DropReason> {
     let entry = half.entry();
     let now_ns = skb::now_ns();
     let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
-    if entry.flags & FLOW_REPLY == 0 && !keeps_backend(&scratch.packet, entry, now_ns, idle_ns) {
-        return balance::again(scratch, origin);
+    if origin != Origin::Underlay
+        && entry.flags & FLOW_REPLY == 0
+        && !keeps_backend(&scratch.packet, entry, now_ns, idle_ns)
+    {
+        return balance::again(skb, scratch, origin);
     }
     scratch.translation = Translation::of_entry(entry);
     scratch.packet.translated = true;
@@ -36,10 +45,15 @@ pub fn advance(scratch: &mut Scratch, half: Half, origin: Origin) -> Result<(), 
 #[inline(always)]
 fn keeps_backend(packet: &Packet, entry: &ConntrackEntry, now_ns: u64, idle_ns: u64) -> bool {
     if packet.flow.protocol != TCP {
-        return idle_ns <= UDP_IDLE_NS
-            && flow::is_current(entry, lookup::backend(entry.backend_id));
+        return idle_ns <= UDP_IDLE_NS && is_current(entry);
     }
     !flow::opens(TCP, packet.tcp_flags) || syn_keeps_backend(&packet.flow, now_ns) != 0
+}
+
+/// Whether the flow's backend is still there and serves. Flows that are only masqueraded have none.
+#[inline(always)]
+fn is_current(entry: &ConntrackEntry) -> bool {
+    entry.backend_id == 0 || flow::is_current(entry, lookup::backend(entry.backend_id))
 }
 
 /// Whether a SYN of a known flow keeps its backend.
@@ -50,9 +64,8 @@ fn syn_keeps_backend(key: &FlowKey, now_ns: u64) -> u32 {
     };
     let entry = half.entry();
     let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
-    let current = flow::is_current(entry, lookup::backend(entry.backend_id));
     let flags = flags_of_both(key, half);
-    u32::from(flow::syn_keeps_backend(flags, idle_ns, current))
+    u32::from(flow::syn_keeps_backend(flags, idle_ns, is_current(entry)))
 }
 
 /// The `FLOW_*` bits of both directions.

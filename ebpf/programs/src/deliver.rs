@@ -5,7 +5,8 @@ use tholepin_ebpf_abi::{Address, DropReason, RouteKey, RouteValue, WorkloadValue
 use tholepin_ebpf_core::{Origin, Translation, Verdict};
 
 use crate::globals::{
-    HOST_IFINDEX, OVERLAY_IFINDEX, OVERLAY_MTU, REDIRECT_PEER, VNI, enabled, gateway_v4, gateway_v6,
+    HOST_IFINDEX, OVERLAY_IFINDEX, OVERLAY_MTU, REDIRECT_PEER, VNI, enabled, gateway_v4,
+    gateway_v6, node_v4, node_v6,
 };
 use crate::parse::Packet;
 use crate::skb::{self, Skb, TunnelKey};
@@ -23,6 +24,8 @@ pub enum Route {
     Remote(&'static RouteValue),
     /// The node's own address in the pod network.
     Gateway,
+    /// The node's own address in the underlay.
+    Node,
     /// None of these: the kernel's routing decides.
     Elsewhere,
 }
@@ -37,9 +40,13 @@ pub fn route(destination: &Address, v4: bool, origin: Origin) -> Route {
     if destination.words() == gateway.words() {
         return Route::Gateway;
     }
-    // What comes from the overlay never goes back into it: two nodes that disagree about a range
-    // would play ping-pong.
-    if origin == Origin::Overlay || OVERLAY_IFINDEX.load() == 0 {
+    let node = if v4 { node_v4() } else { node_v6() };
+    if destination.words() == node.words() {
+        return Route::Node;
+    }
+    // What comes from another node never goes to one: two nodes that disagree about a range would
+    // play ping-pong.
+    if matches!(origin, Origin::Overlay | Origin::Underlay) || OVERLAY_IFINDEX.load() == 0 {
         return Route::Elsewhere;
     }
     let key = RouteKey {
@@ -52,11 +59,56 @@ pub fn route(destination: &Address, v4: bool, origin: Origin) -> Route {
     }
 }
 
+/// What is done with a packet, once it is clear that it may go.
+enum Exit {
+    Workload(&'static WorkloadValue),
+    Tunnel(&'static RouteValue),
+    /// It arrives on the node's own interface: for a process of the node, or to be routed on.
+    Node,
+    /// The kernel goes on with it where it is.
+    Pass,
+}
+
+/// The way out for a packet on its way to `route`.
+#[inline(always)]
+fn exit(
+    packet: &Packet,
+    translation: &Translation,
+    route: Route,
+    origin: Origin,
+) -> Result<Exit, DropReason> {
+    let to_changed = translation.destination.words() != packet.flow.destination.words();
+    let from_changed = translation.source.words() != packet.flow.source.words();
+    match (route, origin) {
+        (Route::Workload(workload), _) => Ok(Exit::Workload(workload)),
+        (Route::Remote(remote), _) => Ok(Exit::Tunnel(remote)),
+        (Route::Gateway, Origin::Pod | Origin::Overlay) => Ok(Exit::Node),
+        // Only answers of known flows come this far.
+        (Route::Gateway | Route::Node, Origin::Underlay) => Ok(Exit::Node),
+        (Route::Node, Origin::Pod) => Ok(Exit::Pass),
+        // Between a process of the node and one of its own addresses, by way of a Service; or an
+        // answer to a process that is bound to the underlay address.
+        (Route::Gateway | Route::Node, _) if to_changed => Ok(Exit::Node),
+        // It has the node's address now, which the kernel accepts from this interface only.
+        (Route::Elsewhere, Origin::Pod) if from_changed => Ok(Exit::Node),
+        (Route::Elsewhere, Origin::Pod) => Ok(Exit::Pass),
+        // A backend outside, or at another address of the node. Where there is neither, the source
+        // is the gateway's.
+        (Route::Elsewhere, Origin::Host)
+            if to_changed && translation.source.words() != packet.gateway().words() =>
+        {
+            Ok(Exit::Node)
+        }
+        (_, Origin::Host) => Err(DropReason::NoRoute),
+        (_, _) => Err(DropReason::UnknownWorkload),
+    }
+}
+
 /// Translates the packet and sends it. Nothing of it is changed before it is sure to be sent, so
 /// a refusal can quote it as its sender sent it.
 ///
 /// The whole pod network is one router to a pod: the hop limit falls where a packet leaves a pod,
-/// and nowhere else.
+/// and nowhere else. Where the kernel routes it on, it is the kernel that takes one off.
 #[inline(always)]
 pub fn send(
     skb: &Skb,
@@ -65,39 +117,40 @@ pub fn send(
     route: Route,
     origin: Origin,
 ) -> Result<Verdict, DropReason> {
+    let exit = exit(packet, translation, route, origin)?;
     let mut hop_limit = packet.hop_limit;
-    if origin == Origin::Pod && matches!(route, Route::Workload(_) | Route::Remote(_)) {
-        if hop_limit <= 1 {
+    if origin == Origin::Pod {
+        let leaves = matches!(exit, Exit::Workload(_) | Exit::Tunnel(_));
+        let leaves_for_outside = matches!(exit, Exit::Node) && matches!(route, Route::Elsewhere);
+        if hop_limit <= 1 && (leaves || leaves_for_outside) {
             return Err(DropReason::TtlExceeded);
         }
-        hop_limit -= 1;
+        if leaves {
+            hop_limit -= 1;
+        }
     }
-    match route {
-        Route::Workload(workload) => set_macs(skb, workload.mac, HOST_MAC)?,
-        Route::Remote(_) => {
+    match exit {
+        Exit::Workload(workload) => set_macs(skb, workload.mac, HOST_MAC)?,
+        Exit::Tunnel(_) => {
             let mtu = OVERLAY_MTU.load();
             if mtu != 0 && packet.total_len > mtu && !skb.is_gso() {
                 return Err(DropReason::PacketTooBig);
             }
             set_macs(skb, HOST_MAC, OVERLAY_SOURCE_MAC)?;
         }
-        Route::Gateway if origin != Origin::Host => set_macs(skb, HOST_MAC, HOST_MAC)?,
-        Route::Gateway | Route::Elsewhere => match origin {
-            Origin::Pod => {}
-            Origin::Host => return Err(DropReason::NoRoute),
-            Origin::Overlay => return Err(DropReason::UnknownWorkload),
-        },
+        Exit::Node => set_macs(skb, HOST_MAC, HOST_MAC)?,
+        Exit::Pass => {}
     }
     nat::apply(skb, packet, translation, hop_limit)?;
-    match route {
+    match exit {
         // A packet of the node's own is on its way out and can only be sent on.
-        Route::Workload(workload) if origin == Origin::Host || !enabled(&REDIRECT_PEER) => {
+        Exit::Workload(workload) if origin == Origin::Host || !enabled(&REDIRECT_PEER) => {
             Ok(skb::redirect(workload.ifindex))
         }
-        Route::Workload(workload) => Ok(skb::redirect_peer(workload.ifindex)),
-        Route::Remote(remote) => into_tunnel(skb, remote.tunnel_endpoint.words()),
-        Route::Gateway => Ok(skb::redirect_ingress(HOST_IFINDEX.load())),
-        Route::Elsewhere => Ok(Verdict::Pass),
+        Exit::Workload(workload) => Ok(skb::redirect_peer(workload.ifindex)),
+        Exit::Tunnel(remote) => into_tunnel(skb, remote.tunnel_endpoint.words()),
+        Exit::Node => Ok(skb::redirect_ingress(HOST_IFINDEX.load())),
+        Exit::Pass => Ok(Verdict::Pass),
     }
 }
 

@@ -16,6 +16,8 @@ macro_rules! globals {
 globals! {
     GATEWAY_V4: [u32; 4] = [0; 4];
     GATEWAY_V6: [u32; 4] = [0; 4];
+    NODE_V4: [u32; 4] = [0; 4];
+    NODE_V6: [u32; 4] = [0; 4];
     HOST_IFINDEX: u32 = 0;
     OVERLAY_IFINDEX: u32 = 0;
     VNI: u32 = DEFAULT_VNI;
@@ -35,6 +37,18 @@ pub fn enabled(switch: &Global<u32>) -> bool {
 #[inline(always)]
 pub fn gateway_v4() -> Address {
     Address::from_words(GATEWAY_V4.load())
+}
+
+/// The node's IPv4 underlay address.
+#[inline(always)]
+pub fn node_v4() -> Address {
+    Address::from_words(NODE_V4.load())
+}
+
+/// The node's IPv6 underlay address.
+#[inline(always)]
+pub fn node_v6() -> Address {
+    Address::from_words(NODE_V6.load())
 }
 
 /// The node's own IPv6 address in the pod network.

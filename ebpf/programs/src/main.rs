@@ -24,6 +24,7 @@ mod refuse;
 mod related;
 mod scratch;
 mod skb;
+mod underlay;
 
 use aya_ebpf::bindings::__sk_buff;
 use tholepin_ebpf_core::Origin;
@@ -52,6 +53,18 @@ hooks! {
     host_egress: Origin::Host;
     /// Ingress of the VXLAN device: what other nodes send.
     overlay_in: Origin::Overlay;
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the loader finds programs by section and symbol"
+)]
+// SAFETY: no other symbol has the name, and the section is for programs of this type.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+/// Ingress of the node's interface to the other nodes: answers to what left the pod network.
+pub extern "C" fn underlay_in(context: *mut __sk_buff) -> i32 {
+    underlay::run(&Skb::new(context))
 }
 
 #[expect(unsafe_code, reason = "the kernel reads the licence from this section")]

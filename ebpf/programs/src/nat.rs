@@ -5,7 +5,7 @@ use tholepin_ebpf_core::csum::Sum;
 use tholepin_ebpf_core::packet::{ETHERNET_LEN, TCP};
 use tholepin_ebpf_core::{Translation, rewrite};
 
-use crate::parse::{PLAIN_V4, PLAIN_V6, Packet};
+use crate::parse::{ECHO_IDENTIFIER, PLAIN_V4, PLAIN_V6, Packet};
 use crate::skb::{Checksum, Skb};
 
 const IP: usize = ETHERNET_LEN as usize;
@@ -54,8 +54,32 @@ pub fn apply(
         skb.write::<V6_ADDRESSES, 4>(source)?;
         skb.write::<{ V6_ADDRESSES + 16 }, 4>(destination)?;
     }
+    if packet.echo {
+        return echo(skb, packet, to, addresses);
+    }
     if packet.has_header {
         transport(skb, packet, to, addresses)?;
+    }
+    Ok(())
+}
+
+/// An echo's identifier and checksum.
+#[inline(always)]
+fn echo(skb: &Skb, packet: &Packet, to: &Translation, addresses: Sum) -> Result<(), DropReason> {
+    // One side has the identifier, the other zero; whichever it is, it is the only one that changes.
+    let old = packet.flow.source_port.be | packet.flow.destination_port.be;
+    let new = to.source_port.be | to.destination_port.be;
+    let offset = packet.transport + 2;
+    let kind = Checksum {
+        v6: !packet.v4,
+        zero_is_none: false,
+    };
+    skb.store(packet.transport + ECHO_IDENTIFIER, &new)?;
+    let change = Sum::ZERO.remove(old.into()).add(new.into());
+    skb.change_checksum(offset, change.difference(), false, kind)?;
+    if !packet.v4 {
+        // Only ICMPv6 has a pseudo-header.
+        skb.change_checksum(offset, addresses.difference(), true, kind)?;
     }
     Ok(())
 }

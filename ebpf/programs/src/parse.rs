@@ -1,6 +1,7 @@
 //! From a socket buffer to a tuple.
 
 use tholepin_ebpf_abi::{Address, Be16, DropReason, FlowKey, FragmentKey, FragmentValue};
+use tholepin_ebpf_core::icmp::{self, Echo};
 use tholepin_ebpf_core::packet::{
     self, ETHERNET_LEN, Fragment, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Network, TCP, Transport,
 };
@@ -14,6 +15,9 @@ use crate::skb::{ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Skb};
 pub const PLAIN_V4: u32 = ETHERNET_LEN + IPV4_LEN;
 /// Offset of an IPv6 transport header without extension headers.
 pub const PLAIN_V6: u32 = ETHERNET_LEN + IPV6_LEN;
+
+/// Offset of an echo's identifier within its header.
+pub const ECHO_IDENTIFIER: u32 = 4;
 
 /// What the hooks know of a packet.
 #[derive(Clone, Copy)]
@@ -32,6 +36,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// For ICMP in either version.
     pub icmp_type: u8,
+    /// An ICMP echo, whose identifier is in the tuple.
+    pub echo: bool,
     /// Whether the transport header is in this packet: not in later fragments.
     pub has_header: bool,
     /// Set once a translation was found.
@@ -157,6 +163,7 @@ fn finish(
     packet.hop_limit = network.hop_limit;
     packet.tcp_flags = 0;
     packet.icmp_type = 0;
+    packet.echo = false;
     packet.has_header = true;
     packet.translated = false;
     if let Fragment::Later(identification) = transport.fragment {
@@ -174,7 +181,25 @@ fn finish(
         }
     } else if protocol == ICMP || protocol == ICMPV6 {
         packet.icmp_type = first_word(skb, packet.transport)?.to_ne_bytes()[0];
+        identifier(skb, packet)?;
     }
+    Ok(())
+}
+
+/// Puts the identifier of an echo into the tuple.
+#[inline(always)]
+fn identifier(skb: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
+    let Some(echo) = icmp::echo(packet.flow.protocol, packet.icmp_type) else {
+        return Ok(());
+    };
+    let word: u16 = skb
+        .load(packet.transport + ECHO_IDENTIFIER)
+        .ok_or(DropReason::Malformed)?;
+    match echo {
+        Echo::Request => packet.flow.source_port = Be16::from_wire(word),
+        Echo::Reply => packet.flow.destination_port = Be16::from_wire(word),
+    }
+    packet.echo = true;
     Ok(())
 }
 
@@ -219,6 +244,22 @@ impl Packet {
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
         packet::has_ports(self.flow.protocol)
+    }
+
+    /// Whether the packet may belong to a flow in `CONNTRACK`.
+    #[inline(always)]
+    pub fn may_be_tracked(&self) -> bool {
+        self.has_ports() || self.echo
+    }
+
+    /// The node's underlay address of the packet's family.
+    #[inline(always)]
+    pub fn node(&self) -> Address {
+        if self.v4 {
+            crate::globals::node_v4()
+        } else {
+            crate::globals::node_v6()
+        }
     }
 
     /// The gateway's address of the packet's family.

@@ -44,16 +44,17 @@ fn forward(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Verdict, 
 /// Finds out what the packet becomes and where it goes; `None` for what is the kernel's business.
 #[inline(always)]
 fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Route>, DropReason> {
-    if scratch.packet.has_ports() {
+    if scratch.packet.may_be_tracked() {
         if let Some(half) = Half::find(&scratch.packet.flow) {
             if origin == Origin::Pod && half.entry().ifindex != scratch.packet.ifindex {
                 approve_source(&scratch.packet)?;
                 half.set_ifindex(scratch.packet.ifindex);
             }
-            conntrack::advance(scratch, half, origin)?;
+            conntrack::advance(skb, scratch, half, origin)?;
             return Ok(Some(route(scratch, origin)));
         }
-    } else if link_scope(&scratch.packet, origin)? {
+    }
+    if !scratch.packet.has_ports() && link_scope(&scratch.packet, origin)? {
         return Ok(None);
     }
     if origin == Origin::Pod {
@@ -67,7 +68,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
     }
     // A pod's address is no Service's, so most of what is not for a Service ends here.
     let untranslated = route(scratch, origin);
-    let decided = !scratch.packet.has_ports()
+    let decided = !scratch.packet.may_be_tracked()
         || !matches!(untranslated, Route::Elsewhere)
         || origin == Origin::Overlay;
     if decided {
@@ -76,7 +77,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
     if packet::is_link_scope(&scratch.packet.flow.destination) {
         return Err(DropReason::UnsupportedMulticast);
     }
-    if !balance::first(scratch, origin)? {
+    if !balance::first(skb, scratch, origin)? {
         return Ok(Some(Route::Elsewhere));
     }
     Ok(Some(route(scratch, origin)))
@@ -84,7 +85,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
 
 /// The route to where the packet goes after translation.
 #[inline(always)]
-fn route(scratch: &Scratch, origin: Origin) -> Route {
+pub fn route(scratch: &Scratch, origin: Origin) -> Route {
     deliver::route(&scratch.translation.destination, scratch.packet.v4, origin)
 }
 

@@ -16,6 +16,7 @@ use tholepin_ebpf_core::Translation;
 
 use crate::maps::SCRATCH;
 use crate::parse::Packet;
+use crate::skb::FibQuestion;
 
 /// What the stages hand to each other.
 #[repr(C)]
@@ -28,6 +29,11 @@ pub struct Scratch {
     pub forward: ConntrackEntry,
     pub reply: ConntrackEntry,
     pub reply_key: FlowKey,
+    /// `balance`: the question to the kernel's routing table.
+    pub fib: FibQuestion,
+    /// `balance`: whether the new flow leaves the pod network, so that its port is one of those kept
+    /// for that.
+    pub masquerade: bool,
 }
 
 /// This CPU's scratch memory.

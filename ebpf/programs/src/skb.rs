@@ -12,11 +12,11 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6,
-    BPF_F_ZERO_CSUM_TX,
+    BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
 };
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::helpers::{
-    bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
+    bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
     bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
     bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
@@ -48,6 +48,23 @@ pub struct TunnelKey {
     pub ext: u16,
     pub label: u32,
 }
+
+/// `struct bpf_fib_lookup`.
+#[repr(C)]
+pub struct FibQuestion {
+    pub family: u8,
+    pub l4_protocol: u8,
+    pub ports: [u16; 2],
+    pub total_len: u16,
+    /// Where the packet comes from, and then where it would go.
+    pub ifindex: u32,
+    pub class: u32,
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+    pub answer: [u32; 4],
+}
+
+const _: () = assert!(size_of::<FibQuestion>() == 64);
 
 impl Skb {
     #[inline(always)]
@@ -284,6 +301,24 @@ impl Skb {
             unsafe { bpf_skb_change_head(self.context, len, 0) },
             DropReason::RewriteFailed,
         )
+    }
+
+    /// The interface by which the kernel would forward a packet; `None` if it would not.
+    #[inline(always)]
+    pub fn route(&self, question: &mut FibQuestion) -> Option<u32> {
+        // SAFETY: valid context; `question` has the layout of `struct bpf_fib_lookup`.
+        let result = unsafe {
+            bpf_fib_lookup(
+                self.context.cast(),
+                ptr::from_mut(question).cast(),
+                size_of::<FibQuestion>() as i32,
+                0,
+            )
+        };
+        // A neighbour that has yet to be resolved is the kernel's business.
+        let forwarded = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+        forwarded.then_some(question.ifindex)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 
 pub mod model;
 pub mod stage;
+pub mod uplink;
 pub mod wire;
 
 pub use stage::{Hook, Stage, stage};

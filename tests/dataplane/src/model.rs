@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::stage::{Hook, OVERLAY_MTU, Outcome};
+use crate::stage::{Hook, NODES, OVERLAY_MTU, Outcome};
 use crate::wire::{Body, Packet};
 
 /// One endpoint under an id.
@@ -42,6 +42,7 @@ struct Flow {
 pub struct Model {
     pods: BTreeMap<IpAddr, u8>,
     gateways: [IpAddr; 2],
+    nodes: [IpAddr; 2],
     pub services: BTreeMap<(SocketAddr, u8), Service>,
     pub endpoints: BTreeMap<u32, Endpoint>,
     flows: Vec<Flow>,
@@ -57,6 +58,7 @@ impl Default for Model {
         Self {
             pods: pods.collect(),
             gateways: [ip("10.244.1.1"), ip("fd00:10:244:1::1")],
+            nodes: NODES.map(ip),
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             flows: Vec::new(),
@@ -83,8 +85,14 @@ impl Model {
             return expect(observed, &Outcome::Drop, "a forged source");
         }
 
+        if hook == Hook::UnderlayIn && destination.ip() != self.node(packet) {
+            return expect(observed, &Outcome::Pass(packet.clone()), "not to the node");
+        }
         let forward = |flow: &Flow| {
-            flow.protocol == protocol && flow.client == source && flow.frontend == destination
+            hook != Hook::UnderlayIn
+                && flow.protocol == protocol
+                && flow.client == source
+                && flow.frontend == destination
         };
         if let Some(index) = self.flows.iter().position(forward) {
             let flow = self.flows[index].clone();
@@ -115,7 +123,16 @@ impl Model {
         self.balance(hook, packet, observed)
     }
 
+    /// The flows of a backend, or of an address outside: how it sees the clients.
+    pub fn seen_as(&self, backend: SocketAddr, protocol: u8) -> Option<SocketAddr> {
+        let of = |flow: &&Flow| flow.backend == backend && flow.protocol == protocol;
+        self.flows.iter().find(of).map(|flow| flow.seen_as)
+    }
+
     fn is_current(&self, flow: &Flow) -> bool {
+        if flow.backend_id == 0 {
+            return true; // Masqueraded, and no Service's.
+        }
         self.endpoints
             .get(&flow.backend_id)
             .is_some_and(|endpoint| endpoint.serving && endpoint.generation == flow.generation)
@@ -125,7 +142,12 @@ impl Model {
     fn balance(&mut self, hook: Hook, packet: &Packet, observed: &Outcome) -> Result<(), String> {
         let key = (packet.destination, packet.protocol());
         let service = match self.services.get(&key) {
-            Some(service) if hook != Hook::OverlayIn => service.clone(),
+            Some(service) if matches!(hook, Hook::PodEgress | Hook::HostEgress) => service.clone(),
+            _ if self.is_masqueraded(hook, packet) => {
+                let flow = self.accept(hook, packet, observed, 0)?;
+                self.remember(flow);
+                return Ok(());
+            }
             _ => {
                 let expected = self.deliver(hook, packet, packet.clone());
                 return expect(observed, &expected, "no Service's");
@@ -141,18 +163,32 @@ impl Model {
         for id in service.backends {
             match self.accept(hook, packet, observed, id) {
                 Ok(flow) => {
-                    self.flows.retain(|other| {
-                        other.protocol != flow.protocol
-                            || other.backend != flow.backend
-                            || other.seen_as != flow.seen_as
-                    });
-                    self.flows.push(flow);
+                    self.remember(flow);
                     return Ok(());
                 }
                 Err(error) => wrong += &error,
             }
         }
         Err(format!("none of the backends fits\n{wrong}"))
+    }
+
+    /// A flow takes its ends from one that is over.
+    fn remember(&mut self, flow: Flow) {
+        self.flows.retain(|other| {
+            other.protocol != flow.protocol
+                || other.backend != flow.backend
+                || other.seen_as != flow.seen_as
+        });
+        self.flows.push(flow);
+    }
+
+    /// Whether a pod asks for something outside.
+    fn is_masqueraded(&self, hook: Hook, packet: &Packet) -> bool {
+        let asks = match packet.body {
+            Body::Tcp { flags, .. } => flags & 0x12 == 0x02,
+            _ => true,
+        };
+        hook == Hook::PodEgress && asks && self.is_outside(packet.destination.ip())
     }
 
     /// The flow that `observed` shows, if it is a right way of sending `packet` to a backend.
@@ -163,13 +199,31 @@ impl Model {
         observed: &Outcome,
         backend_id: u32,
     ) -> Result<Flow, String> {
-        let endpoint = self.endpoints[&backend_id];
+        let nowhere = Endpoint {
+            at: packet.destination,
+            serving: true,
+            generation: 0,
+        };
+        let endpoint = *self.endpoints.get(&backend_id).unwrap_or(&nowhere);
         let client = packet.source;
         let mut seen_as = client;
-        if endpoint.at.ip() == client.ip() {
+        let outside = self.is_outside(endpoint.at.ip());
+        let itself = hook == Hook::HostEgress && endpoint.at.ip() == self.node(packet);
+        if outside {
+            seen_as.set_ip(self.node(packet));
+        } else if endpoint.at.ip() == client.ip() || itself {
             seen_as.set_ip(packet.destination.ip());
         } else if hook == Hook::HostEgress {
             seen_as.set_ip(self.gateway(packet));
+        }
+        let sent = sent_from(observed);
+        if outside {
+            // Any of the ports kept for that will do.
+            let port = sent.ok_or("  not sent at all\n")?;
+            if port < 61_440 {
+                return Err(format!("  port {port} is not one of those kept\n"));
+            }
+            seen_as.set_port(port);
         }
         // A live flow between the same two ends forces another port; one that is over may.
         let owner = self.flows.iter().find(|flow| {
@@ -177,7 +231,6 @@ impl Model {
                 && flow.backend == endpoint.at
                 && flow.seen_as == seen_as
         });
-        let sent = sent_from(observed);
         let other_port = sent.is_some_and(|port| port != seen_as.port());
         match owner {
             Some(flow) if !flow.closing && !other_port => {
@@ -226,6 +279,24 @@ impl Model {
         }
     }
 
+    fn node(&self, packet: &Packet) -> IpAddr {
+        self.nodes[usize::from(!packet.is_v4())]
+    }
+
+    /// Where the routes of [`crate::uplink`] leave the machine.
+    fn is_outside(&self, address: IpAddr) -> bool {
+        let leaves = match address {
+            IpAddr::V4(v4) => matches!(v4.octets()[..2], [172, 30] | [192, 168]),
+            IpAddr::V6(v6) => {
+                matches!(
+                    v6.segments()[..3],
+                    [0xfd00, 0x172, 0x30] | [0xfd00, 0x192, 0x168]
+                )
+            }
+        };
+        leaves && !self.nodes.contains(&address)
+    }
+
     fn gateway(&self, packet: &Packet) -> IpAddr {
         self.gateways[usize::from(!packet.is_v4())]
     }
@@ -240,7 +311,8 @@ impl Model {
     /// Where a packet goes once it looks like `to`.
     fn deliver(&self, hook: Hook, packet: &Packet, mut to: Packet) -> Outcome {
         let pod = self.pods.get(&to.destination.ip());
-        let remote = Self::is_remote_pod(to.destination.ip()) && hook != Hook::OverlayIn;
+        let remote = Self::is_remote_pod(to.destination.ip())
+            && matches!(hook, Hook::PodEgress | Hook::HostEgress);
         if hook == Hook::PodEgress && (pod.is_some() || remote) {
             to.ttl -= 1;
         }
@@ -254,11 +326,19 @@ impl Model {
             );
             return Outcome::Overlay(to);
         }
+        let from_changed = to.source.ip() != packet.source.ip();
+        let to_changed = to.destination.ip() != packet.destination.ip();
+        let to_gateway = to.destination.ip() == self.gateway(packet);
+        let to_node = to.destination.ip() == self.node(packet);
         match hook {
-            Hook::HostEgress => Outcome::Drop, // Refused by an answer, see `expect`.
-            _ if to.destination.ip() == self.gateway(packet) => Outcome::Gateway(to),
+            Hook::UnderlayIn if !to_changed => Outcome::Pass(to),
+            _ if to_gateway && (to_changed || hook != Hook::HostEgress) => Outcome::Gateway(to),
+            Hook::PodEgress if from_changed && !to_node => Outcome::Gateway(to),
             Hook::PodEgress => Outcome::Pass(to),
-            Hook::OverlayIn => Outcome::Drop,
+            _ if to_node && to_changed => Outcome::Gateway(to),
+            Hook::HostEgress if from_changed => Outcome::Gateway(to),
+            // From the node refused by an answer, see `expect`.
+            Hook::HostEgress | Hook::OverlayIn | Hook::UnderlayIn => Outcome::Drop,
         }
     }
 }

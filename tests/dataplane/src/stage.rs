@@ -1,7 +1,8 @@
 //! One node's dataplane: the real programs and maps, loaded unpinned and gone with the process.
 //!
 //! The node has gateway 10.244.1.1 / fd00:10:244:1::1, pods .2, .3 and .7 in both families, and
-//! knows that 10.244.2.0/24 and fd00:10:244:2::/64 are on 172.30.0.12.
+//! knows that 10.244.2.0/24 and fd00:10:244:2::/64 are on 172.30.0.12. Its own underlay address is
+//! 172.30.0.11 / fd00:172:30::11, and its routes are those of [`crate::uplink`].
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -24,16 +25,23 @@ pub enum Hook {
     PodEgress,
     HostEgress,
     OverlayIn,
+    UnderlayIn,
 }
 
 impl Hook {
-    pub const ALL: [Self; 3] = [Self::PodEgress, Self::HostEgress, Self::OverlayIn];
+    pub const ALL: [Self; 4] = [
+        Self::PodEgress,
+        Self::HostEgress,
+        Self::OverlayIn,
+        Self::UnderlayIn,
+    ];
 
     pub fn program(self) -> &'static str {
         match self {
             Self::PodEgress => names::POD_EGRESS,
             Self::HostEgress => names::HOST_EGRESS,
             Self::OverlayIn => names::OVERLAY_IN,
+            Self::UnderlayIn => names::UNDERLAY_IN,
         }
     }
 }
@@ -45,10 +53,14 @@ pub const OTHER_IFINDEX: u32 = 77;
 pub const OVERLAY_MTU: u32 = 1450;
 const GATEWAYS: [&str; 2] = ["10.244.1.1", "fd00:10:244:1::1"];
 const PODS: [u8; 3] = [2, 3, 7];
+/// The node's addresses in the underlay.
+pub const NODES: [&str; 2] = ["172.30.0.11", "fd00:172:30::11"];
 
 const TC_ACT_OK: u32 = 0;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
+/// `TC_ACT_UNSPEC`: other programs, then the kernel.
+const TC_ACT_NEXT: u32 = u32::MAX;
 
 /// The globals a test may choose.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +69,7 @@ pub struct Globals {
     pub redirect_peer: u32,
     pub csum_ipv6: u32,
     pub overlay: bool,
+    pub masquerade: bool,
     pub mtu: u32,
 }
 
@@ -67,6 +80,7 @@ impl Default for Globals {
             redirect_peer: 1,
             csum_ipv6: 0,
             overlay: true,
+            masquerade: true,
             mtu: OVERLAY_MTU,
         }
     }
@@ -118,12 +132,19 @@ pub fn stage_with(globals: Globals) -> Option<Stage> {
 impl Stage {
     /// Loads and verifies every program.
     pub fn load(globals: Globals) -> anyhow::Result<Self> {
+        crate::uplink::ensure()?;
         let [v4, v6] = GATEWAYS.map(|text| address(text).octets);
+        let [node_v4, node_v6] = match globals.masquerade {
+            true => NODES.map(|text| address(text).octets),
+            false => [[0; 16]; 2],
+        };
         let overlay_ifindex = if globals.overlay { IFINDEX } else { 0 };
         let mut loader = EbpfLoader::new();
         loader
             .override_global(tholepin_ebpf_abi::globals::GATEWAY_V4, &v4, true)
             .override_global(tholepin_ebpf_abi::globals::GATEWAY_V6, &v6, true)
+            .override_global(tholepin_ebpf_abi::globals::NODE_V4, &node_v4, true)
+            .override_global(tholepin_ebpf_abi::globals::NODE_V6, &node_v6, true)
             .override_global(tholepin_ebpf_abi::globals::HOST_IFINDEX, &IFINDEX, true)
             .override_global(
                 tholepin_ebpf_abi::globals::OVERLAY_IFINDEX,
@@ -200,6 +221,16 @@ impl Stage {
         self.hash(names::WORKLOADS)
             .insert(key, value, 0)
             .expect("room for a workload");
+    }
+
+    /// Removes a pod of this node.
+    pub fn remove_workload(&mut self, text: &str) {
+        let key = WorkloadKey {
+            address: address(text),
+        };
+        self.hash::<_, WorkloadValue>(names::WORKLOADS)
+            .remove(&key)
+            .expect("it was there");
     }
 
     fn route(&mut self, text: &str, prefix_len: u32, endpoint: &str) {
@@ -429,8 +460,10 @@ fn outcome(action: u32, frame: &[u8]) -> Outcome {
     let (to, from) = (&frame[..6], &frame[6..12]);
     match action {
         TC_ACT_SHOT => Outcome::Drop,
-        TC_ACT_OK if !matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]) => Outcome::PassRaw,
-        TC_ACT_OK => Outcome::Pass(packet()),
+        TC_ACT_OK | TC_ACT_NEXT if !matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]) => {
+            Outcome::PassRaw
+        }
+        TC_ACT_OK | TC_ACT_NEXT => Outcome::Pass(packet()),
         TC_ACT_REDIRECT if to == HOST_MAC && from == OVERLAY_SOURCE_MAC => {
             Outcome::Overlay(packet())
         }

@@ -53,18 +53,22 @@ const SERVICES: [(&str, u8); 3] = [
     ("10.96.0.10:53", 6),
     ("10.96.0.11:80", 6),
 ];
-const BACKENDS: [&str; 5] = [
+const BACKENDS: [&str; 7] = [
     "10.244.1.2:53",
     "10.244.1.3:53",
     "10.244.1.7:80",
     "10.244.2.9:53",
     "10.244.2.8:80",
+    "172.30.0.1:6443",
+    "172.30.0.11:6443",
 ];
-const ELSEWHERE: [&str; 4] = [
+const ELSEWHERE: [&str; 6] = [
     "10.244.1.3:53",
     "10.244.2.9:53",
     "10.244.1.1:22",
     "192.168.7.7:443",
+    "172.30.0.1:6443",
+    "172.30.0.11:22",
 ];
 const FLAGS: [&str; 6] = ["S", "S", "A", "A", "FA", "R"];
 
@@ -122,7 +126,15 @@ impl Pair<'_> {
                     CLIENTS[*client]
                 };
                 let ends = format!("{client}:{port} -> {to}");
-                self.send(*hook, packet(protocol, flags, &self.text(&ends)))
+                let ends = self.text(&ends);
+                self.send(*hook, packet(protocol, flags, &ends))?;
+                // The same from the underlay is nobody's answer.
+                if *hook == Hook::HostEgress {
+                    let (_, to) = ends.split_once(" -> ").expect("two ends");
+                    let back = format!("{to} -> {}", self.text("172.30.0.11:61500"));
+                    return self.send(Hook::UnderlayIn, packet(protocol, flags, &back));
+                }
+                Ok(())
             }
             Event::Reply {
                 backend,
@@ -131,14 +143,19 @@ impl Pair<'_> {
                 flags,
             } => {
                 let from = BACKENDS[*backend];
-                let hook = if from.starts_with("10.244.1.") {
-                    Hook::PodEgress
-                } else {
-                    Hook::OverlayIn
+                let hook = match from {
+                    _ if from.starts_with("10.244.1.") => Hook::PodEgress,
+                    _ if from.starts_with("10.244.2.") => Hook::OverlayIn,
+                    "172.30.0.11:6443" => Hook::HostEgress,
+                    _ => Hook::UnderlayIn,
                 };
                 for protocol in [6, 17] {
-                    let ends = format!("{from} -> {}:{port}", CLIENTS[*to]);
-                    self.send(hook, packet(protocol, flags, &self.text(&ends)))?;
+                    let from = self.text(from);
+                    let anyone = self.text(&format!("{}:{port}", CLIENTS[*to]));
+                    // Ports of masqueraded flows cannot be guessed.
+                    let seen_as = self.model.seen_as(end(&from), protocol);
+                    let to = seen_as.map_or(anyone, |seen_as| seen_as.to_string());
+                    self.send(hook, packet(protocol, flags, &format!("{from} -> {to}")))?;
                 }
                 Ok(())
             }

@@ -7,7 +7,7 @@ use tholepin_tests_dataplane::stage::{Globals, stage_with};
 
 #[test]
 fn every_program_passes_the_verifier_with_every_switch() {
-    for bits in 0..32 {
+    for bits in 0..64 {
         let bit = |at: u32| bits >> at & 1;
         let globals = Globals {
             enforce_source: bit(0),
@@ -15,6 +15,7 @@ fn every_program_passes_the_verifier_with_every_switch() {
             csum_ipv6: bit(2),
             overlay: bit(3) == 1,
             mtu: 1450 * bit(4),
+            masquerade: bit(5) == 1,
         };
         if stage_with(globals).is_none() {
             return;

@@ -75,7 +75,7 @@ fn a_node_socket_bound_elsewhere_is_answered_through_the_gateway_address() {
         stage.check(
             OverlayIn,
             &tcp("SA", &f("10.244.2.9:8080 -> 10.244.1.1:4000")),
-            &f("drop; unknown_workload +1"),
+            &f("gateway: tcp 10.96.0.10:80 -> 172.30.0.11:4000 ttl 64"),
         );
     });
 }
@@ -130,11 +130,11 @@ fn traffic_between_pods_is_forwarded_untouched_and_untracked() {
             &udp(&f(to_node)),
             &f(&format!("gateway: udp {to_node} ttl 64")),
         );
-        let outside = "10.244.1.3:2 -> 172.30.0.1:6443";
+        let to_underlay = "10.244.1.3:2 -> 172.30.0.11:10250";
         stage.check(
             PodEgress,
-            &tcp("S", &f(outside)),
-            &f(&format!("pass: tcp {outside} ttl 64")),
+            &tcp("S", &f(to_underlay)),
+            &f(&format!("pass: tcp {to_underlay} ttl 64")),
         );
     });
 }

@@ -3,6 +3,7 @@
 mod answers;
 mod flows;
 mod forwarding;
+mod outside;
 
 use tholepin_tests_dataplane::Hook::PodEgress;
 use tholepin_tests_dataplane::stage::{Outcome, in_v6};
