@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 pub mod owner;
 mod pod;
+mod underlay;
 
 /// One interface of one sandbox. `(container_id, interface)` is the idempotency key, as in CNI.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

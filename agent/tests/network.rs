@@ -11,6 +11,8 @@
 mod cluster;
 #[path = "network/node.rs"]
 mod node;
+#[path = "network/outside.rs"]
+mod outside;
 #[path = "network/sockets.rs"]
 mod sockets;
 
@@ -282,6 +284,31 @@ fn detached_pods_leave_nothing(mut cluster: Cluster) {
         cluster.address("a3", 0),
         unused,
         "a just freed address comes last"
+    );
+}
+
+#[test]
+fn the_underlay_is_reached_from_pods_and_nodes_also_as_a_backend_and_after_a_restart() {
+    if !privileged() {
+        return;
+    }
+    let mut cluster = two_nodes(AttachMode::Auto);
+    outside::serve_on_the_second_node(&mut cluster);
+    outside::the_underlay_is_reached_from_everywhere(&cluster);
+    outside::ports_are_reserved(&cluster);
+    let netns = cluster.pod_netns("a1");
+    let direct = sockets::Transfer::tcp(&netns, socket("172.30.0.11", 8080));
+    cluster.use_mode(0, AttachMode::Clsact);
+    for filters in [1, 0] {
+        cluster.kill_and_restart(0);
+        outside::the_underlay_is_reached_from_everywhere(&cluster);
+        assert_eq!(cluster.filters(0, "eth0", "ingress"), filters);
+        cluster.use_mode(0, AttachMode::Auto);
+    }
+    let (sent, answered) = direct.finish().unwrap();
+    assert!(
+        sent > 300 && answered == sent,
+        "{sent} sent, {answered} answered"
     );
 }
 

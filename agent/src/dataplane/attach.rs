@@ -20,6 +20,8 @@ use super::pin::PinDirectory;
 
 /// Filters of ours on a clsact qdisc.
 const PRIORITY: u16 = 1;
+/// The same on an interface that is not ours alone, where the first priorities may be taken.
+const UNDERLAY_PRIORITY: u16 = 0x7468;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Why a program is not on an interface.
@@ -55,6 +57,13 @@ pub fn hook(program: &'static str) -> TcAttachType {
     }
 }
 
+fn priority(program: &str) -> u16 {
+    match program {
+        names::UNDERLAY_IN => UNDERLAY_PRIORITY,
+        _ => PRIORITY,
+    }
+}
+
 /// Puts `program` on `interface`, replacing a former agent's in place.
 pub fn ensure_attached(
     programs: &mut Programs,
@@ -77,6 +86,16 @@ pub fn ensure_attached(
 /// Forgets the link of an interface that is gone or going.
 pub fn forget(pins: &PinDirectory, program: &str, interface: &str) -> Result<(), AttachError> {
     unpin(&pins.link(interface, program))
+}
+
+/// Takes `program` off an interface that stays.
+pub fn detach(
+    pins: &PinDirectory,
+    program: &'static str,
+    interface: &str,
+) -> Result<(), AttachError> {
+    forget(pins, program, interface)?;
+    remove_filter(program, interface)
 }
 
 fn unpin(pin: &Path) -> Result<(), AttachError> {
@@ -179,8 +198,9 @@ fn ensure_filter(
         interface: interface.to_owned(),
         source,
     };
-    let existing = SchedClassifierLink::attached(interface, hook(name), PRIORITY, HANDLE, None)
-        .map_err(|source| failed(ProgramError::TcError(TcError::IoError(source))))?;
+    let existing =
+        SchedClassifierLink::attached(interface, hook(name), priority(name), HANDLE, None)
+            .map_err(|source| failed(ProgramError::TcError(TcError::IoError(source))))?;
     let id = match program.attach_to_link(existing) {
         Ok(id) => id,
         // There is no filter of ours yet.
@@ -188,7 +208,7 @@ fn ensure_filter(
             if error.raw_os_error() == Some(libc::ENOENT) =>
         {
             let options = NlOptions {
-                priority: PRIORITY,
+                priority: priority(name),
                 handle: HANDLE,
                 classid: None,
             };

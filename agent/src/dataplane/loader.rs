@@ -28,6 +28,8 @@ pub enum LoadError {
 pub struct NodeConstants {
     pub gateway_v4: Option<IpAddr>,
     pub gateway_v6: Option<IpAddr>,
+    pub node_v4: Option<IpAddr>,
+    pub node_v6: Option<IpAddr>,
     pub host_ifindex: u32,
     pub overlay_ifindex: u32,
     pub overlay_mtu: u32,
@@ -46,14 +48,17 @@ impl Programs {
         features: Features,
         node: &NodeConstants,
     ) -> Result<Self, LoadError> {
-        let address = |gateway: Option<IpAddr>| gateway.map_or(Address::UNSPECIFIED, Address::from);
+        let address = |ip: Option<IpAddr>| ip.map_or(Address::UNSPECIFIED, Address::from);
         let (gateway_v4, gateway_v6) = (address(node.gateway_v4), address(node.gateway_v6));
+        let (node_v4, node_v6) = (address(node.node_v4), address(node.node_v6));
         let redirect_peer = u32::from(features.redirect_peer);
         let csum_ipv6 = u32::from(features.csum_ipv6);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(globals::GATEWAY_V4, &gateway_v4, true)
             .override_global(globals::GATEWAY_V6, &gateway_v6, true)
+            .override_global(globals::NODE_V4, &node_v4, true)
+            .override_global(globals::NODE_V6, &node_v6, true)
             .override_global(globals::HOST_IFINDEX, &node.host_ifindex, true)
             .override_global(globals::OVERLAY_IFINDEX, &node.overlay_ifindex, true)
             .override_global(globals::OVERLAY_MTU, &node.overlay_mtu, true)

@@ -1,6 +1,7 @@
 //! The few kernel switches the pod network needs, in the namespace of the calling thread.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::NetlinkError;
@@ -84,6 +85,36 @@ pub fn enable_ipv6(interface: &str) -> Result<(), NetlinkError> {
     ensure_if_present(&format!("ipv6/conf/{interface}/disable_ipv6"), "0")
 }
 
+/// Keeps `ports` from sockets that leave the choice to the kernel, besides those that are kept already.
+pub fn reserve_ports(ports: RangeInclusive<u16>) -> Result<(), NetlinkError> {
+    const NAME: &str = "ipv4/ip_local_reserved_ports";
+    match with_range(&read(NAME).unwrap_or_default(), &ports) {
+        Some(list) => ensure(NAME, &list),
+        None => Ok(()),
+    }
+}
+
+/// The kernel's list of ranges with `ports` added; `None` if it has them.
+fn with_range(list: &str, ports: &RangeInclusive<u16>) -> Option<String> {
+    let covers = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else {
+            return false;
+        };
+        first <= *ports.start() && last >= *ports.end()
+    };
+    // The kernel joins ranges that touch, so one of them covers all or none does.
+    if list.split(',').any(covers) {
+        return None;
+    }
+    let ours = format!("{}-{}", ports.start(), ports.end());
+    Some(if list.is_empty() {
+        ours
+    } else {
+        format!("{list},{ours}")
+    })
+}
+
 /// Nothing in a pod network advertises routes.
 pub fn ignore_router_advertisements(interface: &str) -> Result<(), NetlinkError> {
     ensure_if_present(&format!("ipv6/conf/{interface}/accept_ra"), "0")
@@ -100,4 +131,25 @@ fn interfaces(family: &str) -> Vec<String> {
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_added_to_those_reserved_already_and_only_once() {
+        let ports = 61_440..=65_535;
+        assert_eq!(with_range("", &ports).as_deref(), Some("61440-65535"));
+        assert_eq!(
+            with_range("8080,9000-9010", &ports).as_deref(),
+            Some("8080,9000-9010,61440-65535")
+        );
+        assert_eq!(with_range("8080,61440-65535", &ports), None);
+        assert_eq!(with_range("60000-65535", &ports), None);
+        assert_eq!(
+            with_range("62000", &ports).as_deref(),
+            Some("62000,61440-65535")
+        );
+    }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
+use tholepin_ebpf_abi::conntrack::MASQUERADE_FIRST_PORT;
 use tholepin_ebpf_abi::names::{HOST_EGRESS, HOST_MAC, OVERLAY_IN, POD_EGRESS};
 
 use crate::dataplane::NetworkConfig;
@@ -20,6 +21,7 @@ use crate::netlink::link::Link;
 use crate::netlink::{Netlink, NetlinkError, sysctl};
 
 use super::names::{HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE, is_host_interface, pod_mac};
+use super::underlay;
 
 /// Why the node's side, or one pod's, could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,7 @@ impl NodeNetwork {
         let mtu = overlay_mtu(&netlink, &config.node_addresses).await?;
         let has = |v4: bool| ranges.iter().any(|range| range.addr().is_ipv4() == v4);
         sysctl::enable_forwarding(has(true), has(false))?;
+        sysctl::reserve_ports(MASQUERADE_FIRST_PORT..=u16::MAX)?;
 
         let host = netlink
             .ensure_veth_pair(HOST_DEVICE, HOST_PEER, HOST_MAC, mtu)
@@ -76,10 +79,12 @@ impl NodeNetwork {
         configure_devices(&netlink).await?;
 
         let gateways = Ipam::gateways(ranges);
-        let gateway = |v4: bool| gateways.iter().copied().find(|g| g.is_ipv4() == v4);
+        let first = |list: &[IpAddr], v4: bool| list.iter().copied().find(|a| a.is_ipv4() == v4);
         let node = NodeConstants {
-            gateway_v4: gateway(true),
-            gateway_v6: gateway(false),
+            gateway_v4: first(&gateways, true),
+            gateway_v6: first(&gateways, false),
+            node_v4: first(&config.node_addresses, true),
+            node_v6: first(&config.node_addresses, false),
             host_ifindex: host.index,
             overlay_ifindex: overlay.index,
             overlay_mtu: mtu,
@@ -88,6 +93,7 @@ impl NodeNetwork {
         for (program, device) in [(HOST_EGRESS, HOST_DEVICE), (OVERLAY_IN, OVERLAY_DEVICE)] {
             attach::ensure_attached(&mut programs, &pins, features, program, device)?;
         }
+        underlay::ensure_attached(&netlink, &mut programs, &pins, features, config).await?;
         // Up only now: an interface without its programs passes nothing.
         for device in [HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE] {
             netlink.set_up(device).await?;
@@ -190,8 +196,8 @@ impl NodeNetwork {
 async fn configure_devices(netlink: &Netlink) -> Result<(), SetupError> {
     let ours = [HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE];
     sysctl::relax_reverse_path_filter(&ours)?;
-    // What the node sends to a Service with a backend on the underlay comes back here.
-    sysctl::accept_local(HOST_PEER)?;
+    // What is masqueraded comes back here with the node's own address, to be routed on.
+    sysctl::accept_local(HOST_DEVICE)?;
     for device in ours {
         sysctl::enable_ipv6(device)?;
         sysctl::ignore_router_advertisements(device)?;

@@ -338,7 +338,7 @@ impl Cluster {
     pub(crate) fn pinned_pod_links(&self, node: usize) -> Vec<String> {
         let names = std::fs::read_dir(self.links(node)).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| !name.starts_with("thp_")).collect()
+        names.filter(|name| name.ends_with("-pod_egress")).collect()
     }
 
     pub(crate) fn leases(&self, node: usize) -> usize {

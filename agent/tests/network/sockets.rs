@@ -46,12 +46,10 @@ pub(crate) fn serve(netns: &str, address: SocketAddr, name: &str) {
         )
     });
     let answer = name.as_bytes().to_vec();
-    let reply = move |asked: &[u8]| {
-        if asked == b"name" {
-            answer.clone()
-        } else {
-            asked.to_vec()
-        }
+    let reply = move |asked: &[u8], from: SocketAddr| match asked {
+        b"name" => answer.clone(),
+        b"peer" => from.ip().to_canonical().to_string().into_bytes(),
+        other => other.to_vec(),
     };
     let udp_reply = reply.clone();
     std::thread::spawn(move || {
@@ -63,25 +61,37 @@ pub(crate) fn serve(netns: &str, address: SocketAddr, name: &str) {
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            socket.send_to(&udp_reply(&buffer[..length]), from).ok();
+            socket
+                .send_to(&udp_reply(&buffer[..length], from), from)
+                .ok();
         }
     });
 }
 
-fn answer_stream(mut stream: TcpStream, reply: impl Fn(&[u8]) -> Vec<u8>) {
+fn answer_stream(mut stream: TcpStream, reply: impl Fn(&[u8], SocketAddr) -> Vec<u8>) {
+    let Ok(from) = stream.peer_addr() else { return };
     let mut buffer = [0; 2048];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&reply(&buffer[..length])).is_err() {
+        if stream.write_all(&reply(&buffer[..length], from)).is_err() {
             return;
         }
     }
 }
 
 pub(crate) fn tcp_ask(netns: &str, to: SocketAddr) -> io::Result<String> {
+    tcp_ask_for(netns, to, b"name")
+}
+
+/// Asks for the name of the server, or as whom it sees the client ("peer").
+pub(crate) fn tcp_ask_for(
+    netns: &str,
+    to: SocketAddr,
+    question: &'static [u8],
+) -> io::Result<String> {
     in_netns(netns, move || {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"name")?;
+        stream.write_all(question)?;
         let mut buffer = [0; 64];
         let length = stream.read(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -92,7 +102,11 @@ pub(crate) struct UdpFlow(UdpSocket);
 
 impl UdpFlow {
     pub(crate) fn ask(&self) -> io::Result<String> {
-        self.0.send(b"name")?;
+        self.ask_for(b"name")
+    }
+
+    pub(crate) fn ask_for(&self, question: &[u8]) -> io::Result<String> {
+        self.0.send(question)?;
         let mut buffer = [0; 64];
         let length = self.0.recv(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
