@@ -89,6 +89,8 @@ struct Bound {
     key: ObjectKey,
     uid: String,
     node: String,
+    /// The pod as it was when the node was chosen: the caches may have forgotten it by now.
+    about: ObjectRef,
     outcome: Result<(), ClientError>,
 }
 
@@ -250,6 +252,7 @@ impl Scheduler {
         node: String,
         sender: &mpsc::UnboundedSender<Bound>,
     ) {
+        let about = ObjectRef::of(kinds::POD, &pod.metadata);
         if let Some(info) = self.snapshot.nodes.get_mut(&node) {
             info.add(pod.clone());
         }
@@ -266,6 +269,7 @@ impl Scheduler {
                     key,
                     uid,
                     node,
+                    about,
                     outcome,
                 })
                 .ok();
@@ -278,16 +282,13 @@ impl Scheduler {
             key,
             uid,
             node,
+            about,
             outcome,
         } = bound;
         self.notes.node(node.clone());
         match outcome {
             Ok(()) => {
                 tracing::debug!(%key, node, "bound");
-                let Some((_, pod)) = self.snapshot.assumed.get(&uid) else {
-                    return;
-                };
-                let about = ObjectRef::of(kinds::POD, &pod.metadata);
                 let message = format!("Successfully assigned {key} to {node}");
                 self.recorder
                     .record(about, EventType::Normal, "Scheduled", message);
