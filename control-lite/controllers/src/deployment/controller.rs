@@ -300,7 +300,8 @@ impl DeploymentController {
             let patch = json!({"metadata": {
                 "resourceVersion": version, "annotations": after.metadata.annotations,
             }});
-            let written = store.patch(&key, Subresource::Main, patch).await;
+            // Through the status, as upstream: a note of the controller is no new generation.
+            let written = store.patch(&key, Subresource::Status, patch).await;
             let written = written.map_err(ReconcileError::of("note the revision of", &key))?;
             version = written.metadata.resource_version.clone();
         }
