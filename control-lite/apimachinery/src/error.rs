@@ -261,12 +261,22 @@ impl ApiError {
         Self::expired(format!("too old resource version: {requested} ({oldest})"))
     }
 
-    /// A list that continues at a compacted revision; the client restarts it.
-    pub fn continue_expired() -> Self {
-        Self::expired(
-            "The provided continue parameter is too old to display a consistent list result. \
-             You can start a new list without the continue parameter.",
-        )
+    /// A list that continues at a compacted revision: the client starts again, or goes on with `token`, which
+    /// names no revision.
+    pub fn continue_expired(token: String) -> Self {
+        let details = Details {
+            continue_token: token,
+            ..Details::default()
+        };
+        let message = "The provided continue parameter is too old to display a consistent list result. You can \
+                       start a new list without the continue parameter, or use the continue token in this \
+                       response to retrieve the remainder of the results. Continuing with the provided token \
+                       results in an inconsistent list - objects that were created, modified, or deleted between \
+                       the time the first chunk was returned and now may show up in the list.";
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::expired(message)
+        }
     }
 
     /// A revision that does not exist yet: 504 with the cause clients look for.
@@ -397,7 +407,12 @@ impl ApiError {
             "message": self.message, "reason": self.reason.as_str(),
         });
         if let Some(details) = &self.details {
-            status["details"] = details.to_json();
+            let json = details.to_json();
+            if details.continue_token.is_empty() {
+                status["details"] = json;
+            } else {
+                status["metadata"]["continue"] = details.continue_token.as_str().into();
+            }
         }
         status["code"] = self.code().into();
         status

@@ -81,6 +81,8 @@ fn require_object(patch: &Value) -> Result<(), ApiError> {
 fn unprocessable(cause: impl std::fmt::Display) -> ApiError {
     let causes = vec![Cause {
         message: cause.to_string(),
+        // kubectl prints `field: message`.
+        field: "patch".to_owned(),
         ..Cause::default()
     }];
     ApiError {

@@ -14,6 +14,7 @@ mod negotiate;
 mod node;
 mod objects;
 mod openapi;
+mod openapi_v2;
 mod query;
 mod route;
 mod watch;
@@ -122,6 +123,7 @@ impl Frontend {
                 self.metrics.render(&self.registry),
             )),
             path if health::is_health(path) => Ok(health::check(path, &query)),
+            "/openapi/v2" => openapi_v2::serve(headers),
             path if openapi::is_openapi(path) => self.openapi.serve(path, &query, headers),
             path => self.discovery.serve(path, headers),
         }

@@ -5,6 +5,7 @@
 //! here and nowhere else. Objects are JSON values in the kind's version.
 
 mod admission;
+mod advice;
 mod bind;
 mod cluster_ips;
 mod context;

@@ -28,6 +28,8 @@ pub struct Details {
     pub causes: Vec<Cause>,
     /// Zero: not given.
     pub retry_after_secs: u32,
+    /// Goes into the Status's own metadata: where an expired list may go on, at another revision.
+    pub continue_token: String,
 }
 
 impl Details {

@@ -73,7 +73,7 @@ fn validate(object: &Value) -> ErrorList {
         size += decoded_length(value);
     }
     if size > DATA_BYTES_LIMIT {
-        errors.push(FieldError::too_long(&Path::new(""), DATA_BYTES_LIMIT));
+        errors.push(FieldError::too_long(&Path::new("[]"), DATA_BYTES_LIMIT));
     }
     errors
 }

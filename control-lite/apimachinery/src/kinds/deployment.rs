@@ -84,6 +84,7 @@ fn row(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn default(object: &mut Value) {
+    ensure_map(object, "spec.template");
     template::default(object);
     let spec = ensure_map(object, "spec");
     default_to(spec, "replicas", 1);

@@ -82,6 +82,7 @@ pub(super) fn row(object: &Value, now: Timestamp, selector: String) -> Vec<Value
 }
 
 fn default(object: &mut Value) {
+    crate::value::ensure_map(object, "spec.template");
     template::default(object);
     default_to(ensure_map(object, "spec"), "replicas", 1);
 }

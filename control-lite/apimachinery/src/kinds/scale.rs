@@ -1,10 +1,48 @@
 //! `autoscaling/v1` Scale: the view of a workload's replica count behind `/scale`.
 
+use super::{Kind, Strategy, cells};
 use crate::error::ApiError;
 use crate::field::{FieldError, Path};
 use crate::selector::LabelSelector;
 use crate::value::{at, i64_at, map_at, set};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+
+/// How a Scale is shown; it is served behind other kinds only, so that it is not in the table of kinds.
+pub static SCALE: Kind = Kind {
+    group: "autoscaling",
+    version: "v1",
+    kind: "Scale",
+    plural: "scales",
+    singular: "scale",
+    short_names: &[],
+    categories: &[],
+    is_namespaced: true,
+    verbs: &[],
+    subresources: &[],
+    message: "autoscaling.Scale",
+    storage: "",
+    is_volatile: false,
+    columns: &[
+        cells::NAME,
+        cells::integer("Desired", 0, "Replicas that are wanted."),
+        cells::integer("Available", 0, "Replicas that are there."),
+        cells::AGE,
+    ],
+    cells: row,
+    field_selectors: &[],
+    name_rule: crate::names::dns_subdomain,
+    strategy: Strategy::PLAIN,
+};
+
+fn row(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        cells::name(object),
+        i64_at(object, "spec.replicas").unwrap_or_default().into(),
+        i64_at(object, "status.replicas").unwrap_or_default().into(),
+        cells::age(object, now),
+    ]
+}
 
 /// The Scale of a Deployment, ReplicaSet or ReplicationController.
 pub fn of(object: &Value) -> Value {

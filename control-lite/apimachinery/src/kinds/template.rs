@@ -7,8 +7,13 @@ use serde_json::Value;
 
 /// Defaults of `spec.template.spec`.
 pub(super) fn default(object: &mut Value) {
-    if let Some(spec) = crate::value::at_mut(object, "spec.template.spec").filter(|s| s.is_object())
-    {
+    let Some(template) = crate::value::at_mut(object, "spec.template").filter(|t| t.is_object())
+    else {
+        return;
+    };
+    // Not a pointer upstream: a pod spec that was left out is an empty one, with defaults.
+    crate::value::ensure_map(template, "spec");
+    if let Some(spec) = crate::value::at_mut(template, "spec") {
         super::pod::default_pod_spec(spec);
     }
 }

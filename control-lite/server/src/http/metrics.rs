@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Method, Request};
 
+use super::Frontend;
 use super::query::Query;
-use super::route::{self, Route};
+use super::route::{self, ResourcePath, Route};
 use crate::registry::Registry;
 
 /// Upper bounds of the duration histogram, in seconds: a part of upstream's.
@@ -55,6 +56,10 @@ impl RequestLabels {
             Method::DELETE if path.name.is_empty() => "DELETECOLLECTION",
             _ => other_verb(request.method()),
         };
+        Self::at(verb, &path)
+    }
+
+    fn at(verb: &'static str, path: &ResourcePath<'_>) -> Self {
         let scope = match (path.name.is_empty(), path.namespace.is_empty()) {
             (false, _) => "resource",
             (true, false) => "namespace",
@@ -105,6 +110,7 @@ struct Durations {
 struct Counts {
     requests: BTreeMap<(RequestLabels, u16), u64>,
     durations: BTreeMap<RequestLabels, Durations>,
+    watches: BTreeMap<RequestLabels, u64>,
 }
 
 /// The server's counters.
@@ -135,7 +141,40 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// A watch that is being served, until it is dropped.
+#[derive(Debug)]
+pub(super) struct RunningWatch {
+    frontend: Arc<Frontend>,
+    labels: RequestLabels,
+}
+
+impl RunningWatch {
+    pub(super) fn begin(frontend: &Arc<Frontend>, path: &ResourcePath<'_>) -> Self {
+        let labels = RequestLabels::at("WATCH", path);
+        *frontend
+            .metrics
+            .locked()
+            .watches
+            .entry(labels.clone())
+            .or_default() += 1;
+        let frontend = Arc::clone(frontend);
+        Self { frontend, labels }
+    }
+}
+
+impl Drop for RunningWatch {
+    fn drop(&mut self) {
+        if let Some(count) = self.frontend.metrics.locked().watches.get_mut(&self.labels) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}
+
 impl Metrics {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn begin(&self, labels: &RequestLabels) -> InFlight<'_> {
         let is_read = matches!(labels.verb, "GET" | "LIST" | "WATCH" | "CONNECT");
         let gauge = if is_read {
@@ -151,7 +190,7 @@ impl Metrics {
     }
 
     fn record(&self, labels: &RequestLabels, code: u16, took: Duration) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.locked();
         *counts.requests.entry((labels.clone(), code)).or_default() += 1;
         // A watch lasts as long as the client likes: that says nothing about the server.
         if labels.is_long_running() {
@@ -176,7 +215,7 @@ impl Metrics {
     }
 
     fn render_into(&self, out: &mut String, registry: &Registry) -> std::fmt::Result {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.locked();
         writeln!(
             out,
             "# HELP apiserver_request_total Counter of apiserver requests."
@@ -207,6 +246,12 @@ impl Metrics {
             )?;
             writeln!(out, "{name}_sum{{{labels}}} {}", durations.sum_secs)?;
             writeln!(out, "{name}_count{{{labels}}} {}", durations.count)?;
+        }
+        let name = "apiserver_longrunning_requests";
+        writeln!(out, "# HELP {name} Watches that are being served.")?;
+        writeln!(out, "# TYPE {name} gauge")?;
+        for (labels, count) in &counts.watches {
+            writeln!(out, "{name}{{{}}} {count}", labels.text())?;
         }
         let name = "apiserver_current_inflight_requests";
         writeln!(

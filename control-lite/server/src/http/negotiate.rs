@@ -82,7 +82,7 @@ fn quality(text: &str) -> u16 {
     thousandths
 }
 
-fn is_json(media_type: &str) -> bool {
+pub(crate) fn is_json(media_type: &str) -> bool {
     matches!(media_type, "application/json" | "application/*" | "*/*")
 }
 

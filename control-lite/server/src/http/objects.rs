@@ -127,6 +127,10 @@ impl Call<'_> {
         })
     }
 
+    fn scale(&self, scale: &Value, shape: Shape) -> Response<Body> {
+        encode::object(self.headers, 200, &kinds::scale::SCALE, scale, shape)
+    }
+
     /// A verb of a subresource that is not there is 405.
     fn subresource(&self) -> ApiResult<Subresource> {
         match self.path.subresource {
@@ -157,7 +161,7 @@ impl Call<'_> {
             let scale = registry
                 .get_scale(&self.ctx, self.kind, namespace, name)
                 .await?;
-            return Ok(encode::json(200, &scale));
+            return Ok(self.scale(&scale, self.shape()?));
         }
         self.subresource()?;
         if self.query.flag("watch") {
@@ -216,7 +220,7 @@ impl Call<'_> {
             let scale = registry
                 .update_scale(&self.ctx, self.kind, namespace, name, scale)
                 .await?;
-            return Ok(encode::json(200, &scale));
+            return Ok(self.scale(&scale, shape));
         }
         let subresource = self.subresource()?;
         let object = decode::object(&self.ctx, self.kind, self.headers, &bytes)?;
@@ -242,7 +246,7 @@ impl Call<'_> {
             let scale = registry
                 .patch_scale(&self.ctx, self.kind, namespace, name, &patch)
                 .await?;
-            return Ok(encode::json(200, &scale));
+            return Ok(self.scale(&scale, shape));
         }
         let subresource = self.subresource()?;
         let patched = registry

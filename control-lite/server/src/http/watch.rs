@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::{self, Body, BodyError};
 use super::encode::Shape;
+use super::metrics::RunningWatch;
 use super::negotiate::Form;
 use super::objects::Call;
 use crate::registry::{ApiResult, ObjectWatch, WatchEvent, WatchEventKind, WatchOptions};
@@ -50,6 +51,7 @@ pub(super) async fn serve(
     };
     let lines = Lines {
         watch,
+        _running: RunningWatch::begin(call.frontend, call.path),
         kind: call.kind,
         shape,
         sent_columns: false,
@@ -69,6 +71,8 @@ fn json_lines(body: Body) -> Response<Body> {
 
 struct Lines {
     watch: ObjectWatch,
+    /// Counts this watch as long as it is there.
+    _running: RunningWatch,
     kind: &'static Kind,
     shape: Shape,
     sent_columns: bool,

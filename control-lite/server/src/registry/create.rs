@@ -69,6 +69,7 @@ impl Registry {
         kind.prepare_create(&mut object);
         meta::stamp_created(&mut object, Timestamp::now());
         kind.validate_create(&object)?;
+        super::advice::warn(ctx, kind, &object, None);
         let name = meta::name(&object).to_owned();
         if self.find(kind, namespace, &name).await?.is_some() {
             return Ok(Err(WriteConflict));

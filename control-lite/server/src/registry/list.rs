@@ -134,7 +134,9 @@ impl Registry {
                 .list(request)
                 .await
                 .map_err(|error| match error {
-                    StoreError::Compacted { .. } if continued => ApiError::continue_expired(),
+                    StoreError::Compacted { .. } if continued => {
+                        ApiError::continue_expired(inconsistent(&prefix, start.as_deref()))
+                    }
                     error => store_error(error),
                 })?;
             // Further reads of this request show the same moment.
@@ -221,6 +223,17 @@ impl Registry {
             start: None,
         })
     }
+}
+
+/// A token that goes on at `start`, at whatever revision there is then.
+fn inconsistent(prefix: &str, start: Option<&str>) -> String {
+    let start = start.unwrap_or_default();
+    let start = start.strip_prefix(prefix).unwrap_or(start).to_owned();
+    let token = ContinueToken {
+        revision: None,
+        start,
+    };
+    token.encode()
 }
 
 fn selects(selection: &Selection, item: &KeyValue) -> ApiResult<bool> {

@@ -16,10 +16,8 @@ pub(crate) struct Selection {
 
 impl Selection {
     pub(crate) fn parse(kind: &'static Kind, labels: &str, fields: &str) -> ApiResult<Self> {
-        let labels = LabelSelector::parse(labels).map_err(|error| {
-            ApiError::bad_request(format!("unable to parse requirement: {error}"))
-        })?;
         let refuse = |error: &dyn std::fmt::Display| ApiError::bad_request(error.to_string());
+        let labels = LabelSelector::parse(labels).map_err(|error| refuse(&error))?;
         let fields = FieldSelector::parse(fields).map_err(|error| refuse(&error))?;
         kind.check_field_selector(&fields)
             .map_err(|error| refuse(&error))?;

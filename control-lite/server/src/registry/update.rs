@@ -72,9 +72,12 @@ impl Registry {
     ) -> ApiResult<Value> {
         for _ in 0..CONFLICT_RETRIES {
             let current = self.read(kind, namespace, name).await?;
-            let wanted = make(&kind.from_storage(current.object.clone()))?;
+            let mut wanted = make(&kind.from_storage(current.object.clone()))?;
+            check_name(name, &mut wanted)?;
+            check_namespace(kind, namespace, &wanted)?;
             let is_conditional = check_version(kind, name, &wanted, &current)?;
             let wanted = prepare(kind, subresource, kind.to_storage(wanted), &current.object)?;
+            super::advice::warn(ctx, kind, &wanted, Some(&current.object));
             match self
                 .replace(ctx, kind, namespace, name, wanted, &current)
                 .await?
@@ -162,6 +165,18 @@ fn check_name(name: &str, object: &mut Value) -> ApiResult<()> {
                 "the name of the object ({own}) does not match the name on the URL ({name})"
             )));
         }
+    }
+    Ok(())
+}
+
+/// A patch may have moved it; a replacement was checked before.
+fn check_namespace(kind: &Kind, namespace: &str, object: &Value) -> ApiResult<()> {
+    let own = meta::namespace(object);
+    if kind.is_namespaced && !own.is_empty() && own != namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the object ({own}) does not match the namespace on the request \
+             ({namespace})"
+        )));
     }
     Ok(())
 }

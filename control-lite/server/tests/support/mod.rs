@@ -18,7 +18,30 @@ use tholepin_apiserver::{
 use tholepin_store::{EmbeddedOptions, EmbeddedStore};
 use tokio_util::sync::CancellationToken;
 
+/// Every kubectl there is: the one on PATH, and the newest one that setup fetched. A missing one is said
+/// aloud, and is an error in CI, where setup has run.
+pub(crate) fn kubectls() -> Vec<PathBuf> {
+    let fetched = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/tools/kubectl-1.36/usr/bin/kubectl");
+    let mut found = Vec::new();
+    for program in [PathBuf::from("kubectl"), fetched] {
+        let version = std::process::Command::new(&program)
+            .args(["version", "--client"])
+            .output();
+        match version {
+            Ok(output) if output.status.success() => found.push(program),
+            _ => {
+                eprintln!("SKIPPED: {} does not run", program.display());
+                let is_ci = std::env::var_os("CI").is_some();
+                assert!(!is_ci, "{} is missing in CI", program.display());
+            }
+        }
+    }
+    found
+}
+
 pub(crate) struct TestServer {
+    program: PathBuf,
     pub(crate) folder: TempDir,
     pub(crate) address: SocketAddr,
     pub(crate) registry: Registry,
@@ -36,6 +59,11 @@ impl Drop for TestServer {
 impl TestServer {
     /// A server with the namespaces `default` and `kube-system`.
     pub(crate) async fn start() -> Self {
+        Self::start_for(PathBuf::from("kubectl")).await
+    }
+
+    /// The same, with another kubectl to run against it.
+    pub(crate) async fn start_for(program: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store =
             EmbeddedStore::open(&EmbeddedOptions::new(folder.path().join("store.redb"))).unwrap();
@@ -76,6 +104,7 @@ impl TestServer {
         serving.spawn(server.serve(vec![listener], cancel.clone()));
         serving.close();
         Self {
+            program,
             folder,
             address,
             registry,
@@ -102,7 +131,7 @@ impl TestServer {
     }
 
     pub(crate) fn command(&self, words: &[&str]) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new("kubectl");
+        let mut command = tokio::process::Command::new(&self.program);
         command
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
