@@ -1,17 +1,26 @@
 //! The node daemon: pods through containerd, the dataplane through eBPF.
 //!
-//! Only the frame is here: options, tracing, exit codes (0 stopped by a signal, 1 failure, 64 usage).
+//! Only the frame is here: options, tracing, exit codes (0 stopped by a signal, 1 failure, 64 usage), and
+//! the other life of this binary as the holder of container output.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use tholepin_agent::config::{Config, RawConfig};
+use tholepin_agent::runtime::holder::process;
 use tholepin_agent::{observe, supervisor};
 
 /// `EX_USAGE` of sysexits.
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    if let Some(run_dir) = process::run_dir_of(std::env::args_os()) {
+        // Nobody reads what it would say: the agent that started it may be gone.
+        return match process::run(&run_dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let raw = match RawConfig::try_parse() {
         Ok(raw) => raw,
         Err(error) => {

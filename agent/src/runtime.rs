@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod exits;
 mod fanout;
+pub mod holder;
 mod image;
 mod io;
 mod journal;

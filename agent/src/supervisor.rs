@@ -275,8 +275,19 @@ fn runtime_config(config: &Config) -> RuntimeConfig {
         state_dir: config.state_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         plain_http_registries: config.plain_http_registries.clone(),
+        holder: Some(holder_program()),
         ..RuntimeConfig::default()
     }
+}
+
+/// The small program beside this one, or else this one.
+fn holder_program() -> std::path::PathBuf {
+    std::env::current_exe()
+        .map(|own| own.with_file_name("tholepin-holder"))
+        .ok()
+        .filter(|program| program.is_file())
+        // The link, not what it points to: that one is gone once the binary was replaced.
+        .unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 fn network_config(config: &Config, addresses: &[IpAddr]) -> NetworkConfig {

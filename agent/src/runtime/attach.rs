@@ -13,7 +13,6 @@ use super::connect::{QUICK, call};
 use super::containerd::{Driver, blocking};
 use super::exits::{Follow, Tracked};
 use super::fanout::Stream;
-use super::io::Fifos;
 use super::sandbox::operation_failed;
 use super::{AttachRequest, ExecSession, RuntimeError, labels};
 
@@ -114,11 +113,7 @@ impl Driver {
         if !follow.stdin_once || !stdin.close() {
             return;
         }
-        let fifos = Fifos::new(
-            self.sandboxes.io(&follow.pod_uid, &follow.id),
-            follow.stdin,
-            follow.tty,
-        );
+        let fifos = self.fifos(&follow);
         // On disk first: a later agent must not offer an input that leads nowhere.
         if let Err(error) = blocking(move || fifos.mark_stdin_closed()).await {
             warn!(container = follow.id, %error, "cannot note that an input is closed");

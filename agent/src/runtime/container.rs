@@ -287,9 +287,12 @@ impl Driver {
         self.track(follow)
             .map_err(operation_failed("open the output of", subject.clone()))?;
         if !is_made {
-            let rootfs = self.rootfs(container, spec).await?;
-            let directory = self.sandboxes.io(&follow.pod_uid, &follow.id);
-            let fifos = Fifos::new(directory, follow.stdin, follow.tty);
+            let (rootfs, ()) = tokio::join!(
+                self.rootfs(container, spec),
+                self.holder.hold(&follow.pod_uid, &follow.id)
+            );
+            let rootfs = rootfs?;
+            let fifos = self.fifos(follow);
             let request = CreateTaskRequest {
                 container_id: container.id.clone(),
                 rootfs,
@@ -463,10 +466,7 @@ impl Driver {
 
     async fn remove_rest(&self, id: &str, parsed: Option<&Parsed>) -> Result<(), RuntimeError> {
         self.remove_snapshot(id).await?;
-        let fifos = parsed.map(|parsed| {
-            let directory = self.sandboxes.io(&parsed.follow.pod_uid, id);
-            Fifos::new(directory, parsed.follow.stdin, parsed.follow.tty)
-        });
+        let fifos = parsed.map(|parsed| self.fifos(&parsed.follow));
         let (journal, owned) = (self.journal.clone(), id.to_owned());
         blocking(move || {
             if let Some(fifos) = fifos {
@@ -478,6 +478,10 @@ impl Driver {
         .map_err(operation_failed(
             "remove the files of",
             format!("container {id}"),
-        ))
+        ))?;
+        if let Some(parsed) = parsed {
+            self.holder.release(&parsed.follow.pod_uid, id).await;
+        }
+        Ok(())
     }
 }

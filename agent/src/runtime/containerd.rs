@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::cgroup::Cgroups;
 use super::connect::{Connection, QUICK, call};
 use super::exits::Registry;
+use super::holder::Holder;
 use super::image::{ImageError, Images};
 use super::journal::Journal;
 use super::pull::Puller;
@@ -42,6 +43,9 @@ pub struct RuntimeConfig {
     pub runtime: String,
     /// `host` or `host:port` of registries spoken to without TLS. Loopback always is.
     pub plain_http_registries: Vec<String>,
+    /// The agent's binary, run as the [holder](super::holder) of unread output. Without it, output that a
+    /// container leaves in its pipes when it ends while no agent runs is lost.
+    pub holder: Option<PathBuf>,
 }
 
 impl Default for RuntimeConfig {
@@ -55,6 +59,7 @@ impl Default for RuntimeConfig {
             snapshotter: "overlayfs".into(),
             runtime: "io.containerd.runc.v2".into(),
             plain_http_registries: Vec::new(),
+            holder: None,
         }
     }
 }
@@ -77,6 +82,7 @@ pub(super) struct Driver {
     pub(super) journal: Journal,
     pub(super) held: Held,
     pub(super) registry: Registry,
+    pub(super) holder: Holder,
     /// By root file system: what a chain id names never changes.
     pub(super) users: Mutex<HashMap<String, Arc<UserDatabase>>>,
     pub(super) cancel: CancellationToken,
@@ -108,6 +114,10 @@ impl ContainerdRuntime {
             &config.plain_http_registries,
         );
         let cancel = CancellationToken::new();
+        let (holder, holder_task) = Holder::new(config.holder.clone(), config.run_dir.clone());
+        if let Some(task) = holder_task {
+            tokio::spawn(cancel.clone().run_until_cancelled_owned(task.run()));
+        }
         let driver = Arc::new(Driver {
             config,
             connection,
@@ -116,6 +126,7 @@ impl ContainerdRuntime {
             journal,
             held,
             registry: Registry::default(),
+            holder,
             users: Mutex::default(),
             cancel: cancel.clone(),
             puller,

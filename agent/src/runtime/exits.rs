@@ -93,8 +93,7 @@ impl Driver {
         if let Some(tracked) = registry.get(&follow.id) {
             return Ok(tracked.clone());
         }
-        let directory = self.sandboxes.io(&follow.pod_uid, &follow.id);
-        let fifos = Fifos::new(directory, follow.stdin, follow.tty);
+        let fifos = self.fifos(follow);
         fifos.create()?;
         let ends = fifos.open()?;
         let log_ended = CancellationToken::new();
@@ -242,6 +241,8 @@ impl Driver {
                 "output is still held open after the exit"
             );
             log.abort();
+        } else {
+            self.let_go(follow).await;
         }
         self.registry
             .lock()
@@ -249,6 +250,20 @@ impl Driver {
             .remove(&follow.id);
         tracked.settled.send_replace(true);
         self.changed();
+    }
+
+    /// Removes FIFOs that were read to their end. As long as they are there, somebody has to.
+    async fn let_go(&self, follow: &Follow) {
+        let fifos = self.fifos(follow);
+        if let Err(error) = blocking(move || fifos.remove()).await {
+            warn!(container = follow.id, %error, "cannot remove the FIFOs of an ended container");
+        }
+        self.holder.release(&follow.pod_uid, &follow.id).await;
+    }
+
+    pub(super) fn fifos(&self, follow: &Follow) -> Fifos {
+        let directory = self.sandboxes.io(&follow.pod_uid, &follow.id);
+        Fifos::new(directory, follow.stdin, follow.tty)
     }
 
     pub(super) async fn record_exit(&self, id: &str, exit: Exit) -> std::io::Result<()> {

@@ -15,6 +15,9 @@ use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 /// How much a container may write while no agent reads. The kernel's limit for unprivileged users.
 const PIPE_SIZE: i32 = 1 << 20;
 
+/// File names of the outputs.
+pub(super) const OUTPUTS: [&str; 2] = ["stdout", "stderr"];
+
 /// Name of the mark of a `stdinOnce` container whose input was closed.
 const STDIN_CLOSED: &str = "stdin.closed";
 
@@ -40,8 +43,8 @@ impl Fifos {
     pub(super) fn new(directory: PathBuf, stdin: bool, tty: bool) -> Self {
         Self {
             stdin: stdin.then(|| directory.join("stdin")),
-            stdout: Some(directory.join("stdout")),
-            stderr: (!tty).then(|| directory.join("stderr")),
+            stdout: Some(directory.join(OUTPUTS[0])),
+            stderr: (!tty).then(|| directory.join(OUTPUTS[1])),
             directory,
         }
     }
@@ -78,6 +81,11 @@ impl Fifos {
     /// From now on [`Self::open`] gives no stdin: nobody reads it any more.
     pub(super) fn mark_stdin_closed(&self) -> io::Result<()> {
         fs::write(self.directory.join(STDIN_CLOSED), [])
+    }
+
+    /// Whether output may be left to read.
+    pub(super) fn exist(&self) -> bool {
+        self.stdout.as_ref().is_some_and(|path| path.exists())
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {

@@ -63,15 +63,28 @@ impl Driver {
             .await?
             .containers;
         let tasks = self.tasks().await?;
+        self.holder.look_again(!tasks.is_empty()).await;
         for container in containers {
             match tasks.get(&container.id) {
                 Some(task) => self.resume_one(&container, Some(task)),
                 // It ended while containerd was away, and containerd 2.x has cleaned up behind it.
                 None if self.tracked(&container.id).is_some() => self.resume_one(&container, None),
-                None => {}
+                None => self.finish(&container).await,
             }
         }
         Ok(())
+    }
+
+    /// Reads to its end what the agent that saw the exit could not: its FIFOs are still there.
+    async fn finish(self: &Arc<Self>, container: &Container) {
+        let follow = labels::parse(&container.id, &container.labels).follow;
+        let has_started = || async {
+            let record = self.record(&container.id).await;
+            record.is_ok_and(|record| record.started_at.is_some())
+        };
+        if self.fifos(&follow).exist() && has_started().await {
+            self.resume_one(container, None);
+        }
     }
 
     fn resume_one(self: &Arc<Self>, container: &Container, task: Option<&Process>) {
@@ -172,6 +185,7 @@ impl Driver {
         let before = self.record(id).await.map_err(read_failed())?;
         if let Some(exit) = &before.exit {
             // Written down, but the log may not be complete yet.
+            self.finish(container).await;
             self.settling(id).await;
             return Ok(exited(&before, exit, container));
         }
@@ -205,6 +219,7 @@ impl Driver {
             }
             None if before.started_at.is_none() => Ok(ContainerState::Created),
             None => {
+                self.finish(container).await;
                 if let Some(tracked) = self.tracked(id) {
                     tokio::time::timeout(SETTLING, tracked.settled()).await.ok();
                 }

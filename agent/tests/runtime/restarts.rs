@@ -33,7 +33,7 @@ async fn a_new_agent_adopts_containers_and_no_line_of_their_logs_is_lost() {
     .await;
     drop(first);
 
-    // `brief` ends while nobody looks. (Output that nobody had read by then is gone with its pipe.)
+    // `brief` ends while nobody looks.
     tokio::time::sleep(Duration::from_millis(900)).await;
     let seen = world.log(&spec).len();
     let second = world.runtime();
@@ -53,6 +53,133 @@ async fn a_new_agent_adopts_containers_and_no_line_of_their_logs_is_lost() {
     assert_counted(&world.log(&spec));
     second.remove_sandbox(&pod("r")).await.unwrap();
     world.assert_clean("r").await;
+}
+
+const LAST_WORDS: &str = "sleep 0.5; i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; done; \
+                          echo end >&2; exit 9";
+
+fn assert_last_words(log: &[String]) {
+    let (out, err): (Vec<_>, Vec<_>) = log.iter().partition(|line| line.starts_with("stdout"));
+    let expected: Vec<_> = (1..=100)
+        .map(|number| format!("stdout F {number}"))
+        .collect();
+    assert_eq!(out, expected.iter().collect::<Vec<_>>());
+    assert_eq!(err, ["stderr F end"]);
+}
+
+/// Waits until the container has ended, with nobody but containerd looking.
+async fn ended_unseen(world: &World, id: &str) {
+    let stopped = || {
+        let tasks = world.ctr(&["tasks", "ls"]);
+        tasks
+            .lines()
+            .any(|line| line.contains(id) && line.contains("STOPPED"))
+    };
+    eventually("it ended", stopped).await;
+}
+
+/// Not by `ctr`, which would remove the FIFOs too.
+async fn delete_task(world: &World, id: &str) {
+    use containerd_client::services::v1::{DeleteTaskRequest, tasks_client::TasksClient};
+    let channel = containerd_client::connect(world.socket()).await.unwrap();
+    let mut request = containerd_client::tonic::Request::new(DeleteTaskRequest {
+        container_id: id.into(),
+    });
+    let namespace = "tholepin".parse().unwrap();
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", namespace);
+    TasksClient::new(channel).delete(request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_of_a_container_that_ends_while_no_agent_runs_is_in_its_log() {
+    let Some(world) = World::start() else { return };
+    let first = world.runtime();
+    first.ensure_sandbox(&world.sandbox("o")).await.unwrap();
+    let spec = world.shell("o", "main", LAST_WORDS);
+    let id = first.start_container(&spec).await.unwrap().id;
+    let lost = world.shell("o", "lost", LAST_WORDS);
+    let lost_id = first.start_container(&lost).await.unwrap().id;
+    drop(first);
+    ended_unseen(&world, &id).await;
+    ended_unseen(&world, &lost_id).await;
+    // As if an agent had been killed between the end of a task and the end of its log.
+    delete_task(&world, &lost_id).await;
+    assert_eq!(world.log(&spec), [""; 0]);
+
+    let second = world.runtime();
+    assert_eq!(exit_of(&second, "main").await.exit_code, 9);
+    assert_last_words(&world.log(&spec));
+    assert_eq!(exit_of(&second, "lost").await.exit_code, 255);
+    assert_last_words(&world.log(&lost));
+    eventually("nothing is left to hold", || {
+        world.pids_of_holders().is_empty()
+    })
+    .await;
+    second.remove_sandbox(&pod("o")).await.unwrap();
+    world.assert_clean("o").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_one_small_holder_it_is_adopted_and_replaced_when_killed() {
+    let Some(world) = World::start() else { return };
+    let first = world.runtime();
+    first.ensure_sandbox(&world.sandbox("j")).await.unwrap();
+    let specs: Vec<_> = (0..3)
+        .map(|number| {
+            world.shell(
+                "j",
+                &format!("c{number}"),
+                LAST_WORDS.replace("0.5", "4").as_str(),
+            )
+        })
+        .collect();
+    let starts = specs.iter().map(|spec| first.start_container(spec));
+    let started = futures::future::try_join_all(starts).await.unwrap();
+    let [holder] = world.pids_of_holders()[..] else {
+        panic!("{:?}", world.pids_of_holders());
+    };
+    let status = std::fs::read_to_string(format!("/proc/{holder}/status")).unwrap();
+    let anonymous = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon:"))
+        .unwrap();
+    let kib: u64 = anonymous
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    println!("{anonymous}");
+    assert!(kib < 1024, "{anonymous}");
+    drop(first);
+    let second = world.runtime();
+    container(&second, "c0").await;
+    assert_eq!(world.pids_of_holders(), [holder], "adopted");
+    drop(second);
+
+    kill(Pid::from_raw(holder), Signal::SIGKILL).unwrap();
+    let third = world.runtime();
+    container(&third, "c0").await;
+    eventually("there is one again", || world.pids_of_holders().len() == 1).await;
+    kill(Pid::from_raw(world.pids_of_holders()[0]), Signal::SIGKILL).unwrap();
+    eventually("there is none", || world.pids_of_holders().is_empty()).await;
+    eventually("there is a third one", || {
+        world.pids_of_holders().len() == 1
+    })
+    .await;
+    drop(third);
+    for container in &started {
+        ended_unseen(&world, &container.id).await;
+    }
+    let fourth = world.runtime();
+    for spec in &specs {
+        assert_eq!(exit_of(&fourth, &spec.name).await.exit_code, 9);
+        assert_last_words(&world.log(spec));
+    }
+    fourth.remove_sandbox(&pod("j")).await.unwrap();
+    world.assert_clean("j").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

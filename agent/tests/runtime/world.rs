@@ -125,6 +125,7 @@ impl World {
             run_dir: self.path("run"),
             state_dir: self.path("lib"),
             cgroup_parent: self.cgroup.clone(),
+            holder: Some(env!("CARGO_BIN_EXE_tholepin-holder").into()),
             ..RuntimeConfig::default()
         }
     }
@@ -192,6 +193,12 @@ impl World {
         processes(|cmdline| cmdline.contains("containerd-shim") && cmdline.contains(&socket))
     }
 
+    /// Processes that hold the output of containers for when no agent runs.
+    pub(crate) fn pids_of_holders(&self) -> Vec<i32> {
+        let run = self.path("run").display().to_string();
+        processes(|cmdline| cmdline.contains("hold-output") && cmdline.contains(&run))
+    }
+
     fn mounts(&self) -> Vec<PathBuf> {
         let own = self.dir.path().display().to_string();
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -235,6 +242,7 @@ impl World {
             "directory left"
         );
         eventually("the shim ends", || self.pids_of_shims().is_empty()).await;
+        eventually("the holder ends", || self.pids_of_holders().is_empty()).await;
         assert_eq!(self.ctr(&["containers", "ls", "-q"]), "");
         assert_eq!(
             fs::read_dir(self.path("lib/containers")).unwrap().count(),
@@ -267,6 +275,7 @@ impl Drop for World {
         }
         loop {
             let shims = kill_all(self.pids_of_shims());
+            kill_all(self.pids_of_holders());
             let mut pids = Vec::new();
             self.cgroups()
                 .iter()
