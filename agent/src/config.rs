@@ -464,7 +464,7 @@ pub fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
         && name != "."
         && name != ".."
-        && !Path::new(name).components().nth(1).is_some()
+        && Path::new(name).components().nth(1).is_none()
         && !name.contains('/')
 }
 

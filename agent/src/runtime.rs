@@ -66,7 +66,7 @@ pub struct SandboxSpec {
 }
 
 /// A sandbox that exists on this node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RealizedSandbox {
     pub pod: PodIdentity,
     /// Path of the pinned network namespace. `None` for host network.
@@ -158,7 +158,7 @@ pub struct ContainerExit {
 }
 
 /// A container that exists on this node, as found by [`Runtime::list`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RealizedContainer {
     /// containerd's id: a hash of pod UID, container name and attempt.
     pub id: String,

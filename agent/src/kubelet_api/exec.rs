@@ -1,5 +1,8 @@
 //! `exec` and `attach`: from an upgraded request to the streams of a process.
 
+use std::future::Future;
+use std::sync::Arc;
+
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -9,7 +12,34 @@ use tholepin_streaming::{ExecOutcome, SessionStreams, accept, serve_websocket};
 use super::route::{Query, Target};
 use super::{ApiContext, Body, plain};
 use crate::errors::chain;
-use crate::runtime::{ExecRequest, RuntimeError};
+use crate::runtime::{AttachRequest, ExecRequest, ExecSession, RuntimeError};
+
+/// What the client wants connected.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+impl Wanted {
+    /// The names of the API and those of the kubelet both count.
+    fn of(query: &Query) -> Result<Self, String> {
+        let wants = |name: &str, kubelet: &str| query.flag(name) || query.flag(kubelet);
+        let wanted = Self {
+            stdin: wants("stdin", "input"),
+            stdout: wants("stdout", "output"),
+            stderr: wants("stderr", "error"),
+            tty: query.flag("tty"),
+        };
+        if wanted.stdin || wanted.stdout || wanted.stderr {
+            Ok(wanted)
+        } else {
+            Err("you must specify at least 1 of stdin, stdout, stderr".to_owned())
+        }
+    }
+}
 
 pub(super) async fn exec(
     request: &mut Request<Incoming>,
@@ -18,33 +48,82 @@ pub(super) async fn exec(
     query: &Query,
 ) -> Response<Body> {
     let command = query.all("command").to_vec();
-    let wants = |name: &str, kubelet: &str| query.flag(name) || query.flag(kubelet);
-    let (stdin, tty) = (wants("stdin", "input"), query.flag("tty"));
-    let (stdout, stderr) = (wants("stdout", "output"), wants("stderr", "error"));
     if command.is_empty() {
-        return plain(
-            StatusCode::BAD_REQUEST,
-            "you must specify at least one command to run",
-        );
+        let text = "you must specify at least one command to run";
+        return plain(StatusCode::BAD_REQUEST, text);
     }
-    if !(stdin || stdout || stderr) {
-        return plain(
-            StatusCode::BAD_REQUEST,
-            "you must specify at least 1 of stdin, stdout, stderr",
-        );
-    }
-    let target =
-        Target::find(context, namespace, pod, container).and_then(|target| target.running(context));
+    let wanted = match Wanted::of(query) {
+        Ok(wanted) => wanted,
+        Err(text) => return plain(StatusCode::BAD_REQUEST, text),
+    };
+    let target = Target::find(context, namespace, pod, container)
+        .and_then(|target| target.running(context, "exec in"));
     let container = match target {
         Ok(container) => container,
         Err((status, text)) => return plain(status, text),
     };
+    let exec = ExecRequest {
+        container_id: container.id,
+        command,
+        stdin: wanted.stdin,
+        tty: wanted.tty,
+    };
+    let runtime = Arc::clone(&context.runtime);
+    let open = async move { runtime.exec(exec).await };
+    serve(request, wanted, open, |result| match result {
+        Ok(code) => ExecOutcome::Exited(code),
+        Err(error) => ExecOutcome::Failed {
+            message: format!("error executing command in container: {}", chain(&error)),
+        },
+    })
+}
+
+pub(super) async fn attach(
+    request: &mut Request<Incoming>,
+    context: &ApiContext,
+    (namespace, pod, container): (&str, &str, &str),
+    query: &Query,
+) -> Response<Body> {
+    let mut wanted = match Wanted::of(query) {
+        Ok(wanted) => wanted,
+        Err(text) => return plain(StatusCode::BAD_REQUEST, text),
+    };
+    let target = Target::find(context, namespace, pod, container).and_then(|target| {
+        // The terminal was made, or not, when the container was.
+        wanted.tty = target.container.tty;
+        target.running(context, "attach to")
+    });
+    let container = match target {
+        Ok(container) => container,
+        Err((status, text)) => return plain(status, text),
+    };
+    let attach = AttachRequest {
+        container_id: container.id,
+        stdin: wanted.stdin,
+    };
+    let runtime = Arc::clone(&context.runtime);
+    let open = async move { runtime.attach(attach).await };
+    serve(request, wanted, open, |result| match result {
+        // Attaching has succeeded whatever the container ends with; kubectl asks the pod for that.
+        Ok(_) => ExecOutcome::Exited(0),
+        Err(error) => ExecOutcome::Failed {
+            message: format!("error attaching to container: {}", chain(&error)),
+        },
+    })
+}
+
+/// Answers the upgrade, then connects the client with what `open` gives.
+fn serve(
+    request: &mut Request<Incoming>,
+    wanted: Wanted,
+    open: impl Future<Output = Result<ExecSession, RuntimeError>> + Send + 'static,
+    outcome: fn(Result<i32, RuntimeError>) -> ExecOutcome,
+) -> Response<Body> {
     let accepted = match accept(request.headers()) {
         Ok(accepted) => accepted,
         Err(error) => return plain(StatusCode::BAD_REQUEST, error.to_string()),
     };
     let upgrade = hyper::upgrade::on(&mut *request);
-    let runtime = std::sync::Arc::clone(&context.runtime);
     let protocol = accepted.protocol;
     tokio::spawn(async move {
         let connection = match upgrade.await {
@@ -54,73 +133,48 @@ pub(super) async fn exec(
                 return;
             }
         };
-        let request = ExecRequest {
-            container_id: container.id.clone(),
-            command,
-            stdin,
-            tty,
-        };
-        let (streams, outcome) = match runtime.exec(request).await {
-            Ok(session) => {
-                let streams = SessionStreams {
-                    stdin: session.stdin,
-                    stdout: stdout.then_some(session.stdout),
-                    stderr: if stderr && !tty { session.stderr } else { None },
-                    resize: tty.then_some(session.resize),
-                };
-                (streams, Ok(session.exit))
-            }
-            Err(error) => {
-                let none = SessionStreams {
-                    stdin: None,
-                    stdout: None,
-                    stderr: None,
-                    resize: None,
-                };
-                (none, Err(error))
-            }
+        // Errors from here on travel in the session: the HTTP answer is long gone.
+        let (streams, exit) = match open.await {
+            Ok(session) => split(session, wanted),
+            Err(error) => (no_streams(), Err(error)),
         };
         let exit = async move {
-            match outcome {
+            match exit {
                 Ok(exit) => match exit.await {
-                    Ok(Ok(code)) => ExecOutcome::Exited(code),
-                    Ok(Err(error)) => failed(&error),
+                    Ok(result) => outcome(result),
                     Err(panic) => ExecOutcome::Failed {
                         message: panic.to_string(),
                     },
                 },
-                Err(error) => failed(&error),
+                Err(error) => outcome(Err(error)),
             }
         };
         let end = serve_websocket(connection, protocol, streams, exit).await;
-        tracing::debug!(container = %container.name, ?end, "exec session ended");
+        tracing::debug!(?end, "session ended");
     });
     accepted
         .response
         .map(|()| Empty::new().map_err(|never| match never {}).boxed_unsync())
 }
 
-/// Attaching needs the runtime to hand out a running container's streams, which it cannot yet: refused
-/// with a clear text, never a silent empty stream.
-pub(super) async fn attach(
-    _request: &mut Request<Incoming>,
-    context: &ApiContext,
-    (namespace, pod, container): (&str, &str, &str),
-    _query: &Query,
-) -> Response<Body> {
-    match Target::find(context, namespace, pod, container)
-        .and_then(|target| target.running(context))
-    {
-        Ok(_) => plain(
-            StatusCode::NOT_IMPLEMENTED,
-            "attach is not supported by this node yet; use kubectl logs -f and kubectl exec",
-        ),
-        Err((status, text)) => plain(status, text),
-    }
+type Exit = tokio::task::JoinHandle<Result<i32, RuntimeError>>;
+
+fn split(session: ExecSession, wanted: Wanted) -> (SessionStreams, Result<Exit, RuntimeError>) {
+    let streams = SessionStreams {
+        stdin: session.stdin.filter(|_| wanted.stdin),
+        stdout: wanted.stdout.then_some(session.stdout),
+        // A terminal has one output.
+        stderr: session.stderr.filter(|_| wanted.stderr && !wanted.tty),
+        resize: wanted.tty.then_some(session.resize),
+    };
+    (streams, Ok(session.exit))
 }
 
-fn failed(error: &RuntimeError) -> ExecOutcome {
-    ExecOutcome::Failed {
-        message: format!("error executing command in container: {}", chain(error)),
+fn no_streams() -> SessionStreams {
+    SessionStreams {
+        stdin: None,
+        stdout: None,
+        stderr: None,
+        resize: None,
     }
 }

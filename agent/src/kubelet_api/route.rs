@@ -169,14 +169,18 @@ impl Target {
     }
 
     /// The running container, or why there is none, in the kubelet's words.
-    pub(super) fn running(&self, context: &ApiContext) -> Result<RealizedContainer, Refusal> {
+    pub(super) fn running(
+        &self,
+        context: &ApiContext,
+        verb: &str,
+    ) -> Result<RealizedContainer, Refusal> {
         match self.attempts(context).pop() {
             Some(container) if matches!(container.state, ContainerState::Running { .. }) => {
                 Ok(container)
             }
             Some(container) if matches!(container.state, ContainerState::Exited(_)) => Err((
                 StatusCode::INTERNAL_SERVER_ERROR,
-                format!("cannot exec in a stopped container: {}", container.name),
+                format!("cannot {verb} a stopped container: {}", container.name),
             )),
             _ => Err((
                 StatusCode::NOT_FOUND,

@@ -485,7 +485,7 @@ impl Dispatcher {
                 continue;
             }
             let object = journaled.get(&uid).cloned().flatten();
-            let name = object.as_ref().map(|object| identity(object)).or(known);
+            let name = object.as_ref().map(identity).or(known);
             let pod = name.unwrap_or_else(|| PodIdentity {
                 uid: uid.clone(),
                 namespace: String::new(),
@@ -524,3 +524,6 @@ fn identity(object: &Arc<PodObject>) -> PodIdentity {
         name: object.pod.name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

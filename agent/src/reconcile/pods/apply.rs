@@ -356,9 +356,12 @@ impl Worker {
                 self.container_event(container, Severity::Normal, "Created", message);
                 self.failed_event(container, text);
                 let now = self.context.clock.wall_now();
-                // The attempt is spent: the restart policy and its back-off decide what is next.
-                self.backoff
-                    .advance(&restart_key(&container.name), self.context.clock.now());
+                // The attempt is spent: the restart policy and its back-off decide what is next. As with
+                // any exit, the first restart does not wait.
+                if attempt > 0 {
+                    let now = self.context.clock.now();
+                    self.backoff.advance(&restart_key(&container.name), now);
+                }
                 self.records
                     .retain(|record| record.name != container.name || record.attempt != attempt);
                 self.records.push(ContainerRecord {

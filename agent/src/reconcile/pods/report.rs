@@ -1,6 +1,7 @@
 //! What a worker tells others: status for the API, events, and its journal.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tholepin_model::plan::pods::{Goal, PodPlan, pull_key, restart_key};
 use tholepin_model::pod::status::{Phase, StatusInputs, Waiting, compute};
@@ -12,11 +13,24 @@ use crate::events::{Severity, Subject};
 use crate::journal::ContainerMemory;
 use crate::watch::pods::PodObject;
 
+/// How long a start error stays before the wait for the restart is shown.
+const ERROR_SHOWN: Duration = Duration::from_secs(3);
+
 impl Worker {
-    pub(super) fn report_waits(&mut self, planned: &PodPlan) {
+    pub(super) fn report_waits(&mut self, planned: &mut PodPlan) {
         let Some(object) = self.object() else { return };
         let display = object.pod.display();
         for wait in &planned.crash_waits {
+            // Why it could not be started is worth more than that it waits: it is shown first.
+            let shown = wait.until.saturating_sub(wait.delay) + ERROR_SHOWN;
+            let error = self.waiting.get(&wait.name);
+            if error.is_some_and(|error| error.reason == "RunContainerError")
+                && self.context.clock.now() < shown
+            {
+                let at = planned.look_again_at.unwrap_or(shown);
+                planned.look_again_at = Some(at.min(shown));
+                continue;
+            }
             let seconds = wait.delay.as_secs();
             let delay = match (seconds / 60, seconds % 60) {
                 (0, seconds) => format!("{seconds}s"),
@@ -112,7 +126,7 @@ impl Worker {
         let sources = if self.memory.terminating.is_some() {
             None
         } else {
-            self.sources.to_remember()
+            self.sources.unremembered()
         };
         if memory.is_none() && sources.is_none() {
             return;

@@ -109,7 +109,7 @@ impl PodSources {
     }
 
     /// What the journal should hold, if that is not what it holds.
-    pub(super) fn to_remember(&mut self) -> Option<journal::Sources> {
+    pub(super) fn unremembered(&mut self) -> Option<journal::Sources> {
         let mut current = journal::Sources::new();
         for ((kind, name), receiver) in &self.receivers {
             let key = journal_key(*kind, name);

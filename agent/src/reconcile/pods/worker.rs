@@ -24,7 +24,7 @@ use super::sources::PodSources;
 use crate::errors::chain;
 use crate::events::Severity;
 use crate::journal::{PodJournal, PodMemory};
-use crate::runtime::PodIdentity;
+use crate::runtime::{PodIdentity, RealizedSandbox};
 use crate::status::StatusWriter;
 use crate::volumes;
 use crate::volumes::render::Facts;
@@ -89,6 +89,8 @@ pub(super) struct Worker {
     pub(super) status: StatusWriter,
     pub(super) conditions: Vec<Condition>,
     ticket: u64,
+    /// What the last listing had of this pod.
+    seen: Option<RealizedSandbox>,
     pub(super) reported_waits: BTreeMap<String, Duration>,
     first_seen: Instant,
     start_observed: bool,
@@ -153,6 +155,7 @@ impl Worker {
             status,
             conditions: Vec::new(),
             ticket,
+            seen: None,
             reported_waits: BTreeMap::new(),
             first_seen: Instant::now(),
         }
@@ -191,8 +194,8 @@ impl Worker {
             let snapshot = self.context.view.fresh(self.ticket).await;
             self.absorb(&snapshot);
             let goal = self.goal();
-            let planned = self.plan(goal);
-            self.report_waits(&planned);
+            let mut planned = self.plan(goal);
+            self.report_waits(&mut planned);
             self.publish(goal);
             self.remember().await;
             if planned.ops.is_empty()
@@ -271,6 +274,7 @@ impl Worker {
 
     fn absorb(&mut self, snapshot: &super::runtime_view::Snapshot) {
         let sandbox = snapshot.sandboxes.get(&self.identity.uid);
+        self.seen = sandbox.cloned();
         self.sandbox = sandbox.is_some();
         self.sandbox_broken = sandbox.is_some_and(|sandbox| !sandbox.ready);
         self.netns = sandbox.and_then(|sandbox| sandbox.netns.clone());
@@ -408,6 +412,17 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        // Other pods cause listings too, and so did our own last step: only news of this pod count.
+        let (uid, seen) = (&self.identity.uid, &self.seen);
+        let own_news = async {
+            while snapshots.changed().await.is_ok() {
+                if snapshots.borrow_and_update().sandboxes.get(uid) != seen.as_ref() {
+                    return;
+                }
+            }
+            // The reader is gone with the agent.
+            std::future::pending().await
+        };
         let sources_changed = tokio::select! {
             changed = self.input.changed() => {
                 if changed.is_err() {
@@ -416,7 +431,7 @@ impl Worker {
                 }
                 true
             }
-            _ = snapshots.changed() => false,
+            () = own_news => false,
             () = self.sources.changed() => true,
             () = timer => false,
         };
