@@ -6,6 +6,8 @@
 //! exactly where it stopped.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +55,21 @@ pub(super) struct Disk {
     pub(super) volatile_keys: HashSet<Arc<str>>,
 }
 
+/// Secrets lie in the file: nobody but its owner reads it, also where an older version made it.
+fn open_for_owner(path: &Path) -> std::io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
 impl Disk {
     pub(super) fn open(path: &Path) -> Result<(Self, Loaded), OpenError> {
         let failed = |source: redb::Error| OpenError::Open {
@@ -61,7 +78,7 @@ impl Disk {
         };
         let database = Database::builder()
             .set_cache_size(PAGE_CACHE_BYTES)
-            .create(path)
+            .create_file(open_for_owner(path).map_err(|error| failed(redb::Error::Io(error)))?)
             .map_err(|error| failed(error.into()))?;
         create_tables(&database).map_err(failed)?;
         let rows = read_rows(&database).map_err(failed)?;
