@@ -33,6 +33,7 @@ const REFUSED: u32 = 2; // Plus the reason's code.
 /// Who asks, and for what: arguments of [`balance`].
 const AGAIN: u32 = 1;
 const FROM_HOST: u32 = 2;
+const ASIDE: u32 = 4;
 
 /// Translates a flow that has no entry; false if it stays as it is.
 #[inline(always)]
@@ -49,6 +50,16 @@ pub fn first(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<bool, D
 pub fn again(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<(), DropReason> {
     match balance(skb, scratch, mode(origin) | AGAIN) {
         // A Service that is gone leaves the packet as it is: it is routed like any other.
+        TRANSLATED | NOT_A_SERVICE => Ok(()),
+        refused => Err(reason(refused)),
+    }
+}
+
+/// Gives a new connection that is no Service's another source port, when a translated flow looks the
+/// same to the other end: its answers could not be told apart.
+#[inline(always)]
+pub fn aside(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<(), DropReason> {
+    match balance(skb, scratch, mode(origin) | ASIDE) {
         TRANSLATED | NOT_A_SERVICE => Ok(()),
         refused => Err(reason(refused)),
     }
@@ -73,6 +84,18 @@ fn balance(skb: &Skb, scratch: &mut Scratch, mode: u32) -> u32 {
         scratch.translation = Translation::identity(flow);
     }
     scratch.masquerade = false;
+    if mode & ASIDE != 0 {
+        let ifindex = if mode & FROM_HOST != 0 {
+            0
+        } else {
+            scratch.packet.ifindex
+        };
+        track(scratch, ifindex);
+        return match record(scratch) {
+            Ok(()) => TRANSLATED,
+            Err(reason) => REFUSED + reason as u32,
+        };
+    }
     let key = FrontendKey {
         address: flow.destination,
         port: flow.destination_port,
@@ -156,16 +179,24 @@ fn to_outside(skb: &Skb, scratch: &mut Scratch) -> Result<bool, DropReason> {
     let node = scratch.packet.node();
     scratch.masquerade = true;
     scratch.translation = Translation::identity(&flow).masqueraded(node, skb::random());
+    let ifindex = scratch.packet.ifindex;
+    track(scratch, ifindex);
+    Ok(true)
+}
+
+/// The forward half of a flow that is no Service's.
+#[inline(always)]
+fn track(scratch: &mut Scratch, ifindex: u32) {
+    let flow = &scratch.packet.flow;
     let new = NewFlow {
         now_ns: skb::now_ns(),
         service_id: 0,
         backend_id: 0,
         backend_generation: 0,
-        ifindex: scratch.packet.ifindex,
+        ifindex,
         observed: flow::observed(flow.protocol, scratch.packet.tcp_flags),
     };
-    scratch.forward = new.forward_half(&flow, &scratch.translation);
-    Ok(true)
+    scratch.forward = new.forward_half(flow, &scratch.translation);
 }
 
 /// Where a backend is, as far as the choice of a source goes.

@@ -1,7 +1,7 @@
 //! What the hooks have in common: the order in which a packet is looked at.
 
 use tholepin_ebpf_abi::DropReason;
-use tholepin_ebpf_core::{Origin, Translation, Verdict, icmp, packet};
+use tholepin_ebpf_core::{Origin, Translation, Verdict, flow, icmp, packet};
 
 use crate::deliver::Route;
 use crate::globals::{ENFORCE_SOURCE, enabled};
@@ -72,6 +72,14 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
         || !matches!(untranslated, Route::Elsewhere)
         || origin == Origin::Overlay;
     if decided {
+        if flow::opens(scratch.packet.flow.protocol, scratch.packet.tcp_flags)
+            && (origin == Origin::Pod
+                || origin == Origin::Host
+                    && matches!(untranslated, Route::Workload(_) | Route::Remote(_)))
+            && Half::find(&scratch.packet.flow.reversed()).is_some()
+        {
+            balance::aside(skb, scratch, origin)?;
+        }
         return Ok(Some(untranslated));
     }
     if packet::is_link_scope(&scratch.packet.flow.destination) {

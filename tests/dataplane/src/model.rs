@@ -143,7 +143,7 @@ impl Model {
         let key = (packet.destination, packet.protocol());
         let service = match self.services.get(&key) {
             Some(service) if matches!(hook, Hook::PodEgress | Hook::HostEgress) => service.clone(),
-            _ if self.is_masqueraded(hook, packet) => {
+            _ if self.is_masqueraded(hook, packet) || self.is_ambiguous(hook, packet) => {
                 let flow = self.accept(hook, packet, observed, 0)?;
                 self.remember(flow);
                 return Ok(());
@@ -189,6 +189,18 @@ impl Model {
             _ => true,
         };
         hook == Hook::PodEgress && asks && self.is_outside(packet.destination.ip())
+    }
+
+    /// Whether a new connection to an address of the pod network looks like a translated flow there.
+    fn is_ambiguous(&self, hook: Hook, packet: &Packet) -> bool {
+        let opens = matches!(packet.body, Body::Tcp { flags, .. } if flags & 0x12 == 0x02);
+        let same = |flow: &Flow| {
+            flow.protocol == packet.protocol()
+                && flow.backend == packet.destination
+                && flow.seen_as == packet.source
+        };
+        let checked = matches!(hook, Hook::PodEgress | Hook::HostEgress);
+        opens && checked && self.flows.iter().any(same)
     }
 
     /// The flow that `observed` shows, if it is a right way of sending `packet` to a backend.

@@ -345,9 +345,18 @@ impl Stage {
 
     /// Runs a packet through a hook.
     pub fn run(&mut self, hook: Hook, packet: &Packet) -> Outcome {
-        let mut frame = frame_of(packet);
-        frame.extend(packet.ip_bytes());
-        self.run_frame(hook, &frame)
+        self.run_frame(hook, &frame(packet))
+    }
+
+    /// Runs a frame through a hook without a look at what comes out.
+    pub fn run_blind(&mut self, hook: Hook, frame: &[u8]) {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ..TestRunOptions::default()
+        };
+        self.program(hook)
+            .test_run(options)
+            .expect("the kernel runs the program");
     }
 
     /// Runs any frame through a hook.
@@ -477,7 +486,8 @@ fn outcome(action: u32, frame: &[u8]) -> Outcome {
 /// What sends to the hooks, as far as an answer shows it.
 const SENDER_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 1];
 
-fn frame_of(packet: &Packet) -> Vec<u8> {
+/// The frame that brings a packet to a hook.
+pub fn frame(packet: &Packet) -> Vec<u8> {
     let mut frame = Vec::new();
     frame.extend(HOST_MAC);
     frame.extend(SENDER_MAC);
@@ -486,6 +496,7 @@ fn frame_of(packet: &Packet) -> Vec<u8> {
     } else {
         [0x86, 0xdd]
     });
+    frame.extend(packet.ip_bytes());
     frame
 }
 

@@ -152,3 +152,29 @@ fn a_stray_reset_to_a_service_makes_no_flow() {
         stage.check(PodEgress, &client_tcp("R", f), "drop; untracked_reset +1");
     });
 }
+
+#[test]
+fn a_direct_connection_is_told_from_one_through_the_service_with_the_same_port() {
+    both(|stage, f| {
+        service(stage, f, "10.96.0.10:80/tcp", &["10.244.1.7:8080"]);
+        assert_eq!(reaches(stage, &client_tcp("S", f)), 7);
+        let direct = tcp("S", &f("10.244.1.2:4000 -> 10.244.1.7:8080"));
+        let Outcome::Pod(7, sent) = stage.run(PodEgress, &direct) else {
+            panic!("not forwarded")
+        };
+        assert_ne!(sent.source.port(), 4000, "the backend sees two connections");
+        let answer =
+            |to: &dyn std::fmt::Display| tcp("SA", &format!("{} -> {to}", sent.destination));
+        for (to, from) in [
+            (sent.source.to_string(), "10.244.1.7:8080"),
+            (f("10.244.1.2:4000"), "10.96.0.10:80"),
+        ] {
+            let expected = f(&format!("pod .2: tcp {from} -> 10.244.1.2:4000 ttl 63"));
+            stage.check(PodEgress, &answer(&to), &expected);
+        }
+        // A connection that shares nothing stays as it is, and untracked.
+        let other = "10.244.1.2:4001 -> 10.244.1.7:8080";
+        let expected = f(&format!("pod .7: tcp {other} ttl 63"));
+        stage.check(PodEgress, &tcp("S", &f(other)), &expected);
+    });
+}
