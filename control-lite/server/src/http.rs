@@ -75,6 +75,7 @@ impl Frontend {
         request: Request<Incoming>,
     ) -> Response<Body> {
         let started = Instant::now();
+        let is_head = request.method() == Method::HEAD;
         let labels = RequestLabels::of(&request);
         let in_flight = self.metrics.begin(&labels);
         let ctx = RequestContext::default();
@@ -85,6 +86,9 @@ impl Frontend {
         let headers = response.headers_mut();
         if !headers.contains_key(CACHE_CONTROL) {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        }
+        if is_head {
+            body::drop_for_head(&mut response);
         }
         in_flight.end(&labels, response.status().as_u16(), started.elapsed());
         response

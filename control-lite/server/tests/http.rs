@@ -257,3 +257,19 @@ async fn a_watcher_that_leaves_is_forgotten() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(client.get(CONFIG_MAPS).await.0, 200);
 }
+
+#[tokio::test]
+async fn head_is_answered_without_a_body_over_both_http_versions() {
+    let server = TestServer::start().await;
+    let mut client = server.client(Some("admin")).await;
+    let body = client::bytes(client.send("GET", CONFIG_MAPS, &[], "").await).await;
+    let config = client::config(&server.folder.path().join("pki"), Some("admin"));
+    let over_2 = client::over_http2(server.address, config, "HEAD", CONFIG_MAPS).await;
+    let over_1 = client.send("HEAD", CONFIG_MAPS, &[], "").await;
+    for response in [over_1, over_2] {
+        assert_eq!(response.status(), 200);
+        let length = response.headers()["content-length"].to_str().unwrap();
+        assert_eq!(length, body.len().to_string());
+        assert!(client::bytes(response).await.is_empty());
+    }
+}

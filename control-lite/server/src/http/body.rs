@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::Stream;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use http::{HeaderMap, HeaderValue, Response};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
@@ -37,6 +37,16 @@ pub(crate) fn streamed(
 ) -> Body {
     use futures::TryStreamExt as _;
     StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync()
+}
+
+/// Leaves the head of an answer, with the length the body would have: hyper does it for HTTP/1 only, and a
+/// body after HEAD breaks an HTTP/2 stream.
+pub(crate) fn drop_for_head(response: &mut Response<Body>) {
+    if let Some(length) = response.body().size_hint().exact() {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = full(Bytes::new());
 }
 
 /// Reads a request body of at most [`MAX_REQUEST_BYTES`].

@@ -38,6 +38,33 @@ pub(crate) fn config(pki: &Path, name: Option<&str>) -> Arc<ClientConfig> {
     })
 }
 
+/// The answer to one request over HTTP/2.
+pub(crate) async fn over_http2(
+    address: std::net::SocketAddr,
+    config: Arc<ClientConfig>,
+    method: &str,
+    path: &str,
+) -> Response<Incoming> {
+    let mut config = (*config).clone();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("kubernetes.default.svc").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://test{path}"))
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
 /// One connection.
 pub(crate) struct Client(SendRequest<Full<Bytes>>);
 
