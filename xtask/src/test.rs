@@ -1,21 +1,23 @@
-//! `test`: the four layers of tests, with counts. Knows nothing about single tests: cargo builds and
-//! runs them, this file says what belongs to a layer and cleans up after it.
+//! `test`: the four layers of tests, with counts. Knows nothing about single tests: cargo builds
+//! them, this file says what belongs to a layer and cleans up after it.
 
 mod count;
+mod programs;
 
-use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
-use tholepin_harness::{cleanup, skip};
+use tholepin_harness::{binaries, cleanup, skip};
 
 use self::count::Count;
+use self::programs::Built;
 use crate::setup::{self, Needs};
-use crate::shell::{cargo, human};
+use crate::shell::{human, step};
 
 /// Run the tests: all layers, or one, or those whose name contains a text
 ///
@@ -73,6 +75,26 @@ impl Layer {
             Self::Cluster => &["tholepin-tests-cluster"],
         }
     }
+
+    fn owns(self, package: &str) -> bool {
+        match self {
+            Self::Unit => !Self::ALL
+                .iter()
+                .any(|layer| layer.packages().contains(&package)),
+            other => other.packages().contains(&package),
+        }
+    }
+
+    /// How many tests run at a time where it is not as many as there are processors. Each test of these
+    /// layers starts daemons: more at a time only makes them wait for each other, and whole clusters side
+    /// by side make each other's time limits a matter of luck.
+    fn threads(self) -> Option<&'static str> {
+        match self {
+            Self::Unit | Self::Dataplane => None,
+            Self::Node => Some("2"),
+            Self::Cluster => Some("1"),
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -86,16 +108,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(layer) => vec![layer],
         None => Layer::ALL.to_vec(),
     };
+    let (built, building) = step("build the tests", programs::build)?;
     let mut results = Vec::new();
     for layer in layers {
-        let result = run_layer(layer, options)?;
+        let result = run_layer(layer, &built, options)?;
         let interrupted = result.interrupted;
         results.push(result);
         if interrupted {
             break;
         }
     }
-    Ok(summary(&results, options.filter.as_deref()))
+    Ok(summary(&results, building, options.filter.as_deref()))
 }
 
 /// Whether this is a CI machine, where nothing may be missing.
@@ -107,96 +130,65 @@ struct LayerResult {
     layer: Layer,
     count: Count,
     skipped: Vec<String>,
-    /// Cargo's own failure (a test program that did not build or crashed) without a failed test.
-    broken: bool,
+    /// Test programs that failed without a failed test: they crashed, or were ended.
+    broken: Vec<String>,
     interrupted: bool,
     time: Duration,
 }
 
-fn run_layer(layer: Layer, options: &Options) -> Result<LayerResult> {
+fn run_layer(layer: Layer, built: &Built, options: &Options) -> Result<LayerResult> {
     println!("==> {} tests: {}", layer.name(), layer.about());
     let started = Instant::now();
-    let packages = match layer {
-        Layer::Unit => unit_packages()?,
-        other => other
-            .packages()
-            .iter()
-            .map(|name| (*name).to_owned())
-            .collect(),
-    };
     let report = tempfile::NamedTempFile::new()?;
-    let mut command = cargo();
-    command.args(["test", "--no-fail-fast"]);
-    for package in &packages {
-        command.args(["--package", package]);
-    }
-    command.arg("--");
-    command.args(options.filter.as_deref());
-    if options.nocapture {
-        command.arg("--nocapture");
-    }
-    if matches!(layer, Layer::Node | Layer::Cluster)
-        && std::env::var_os("RUST_TEST_THREADS").is_none()
-    {
-        // Each of these tests starts daemons; more at a time only makes them wait for each other.
-        command.args(["--test-threads", "2"]);
-    }
-    command.env(skip::REPORT_VARIABLE, report.path());
-    let (count, status) = run_counting(&mut command)?;
-    clean_up();
-    Ok(LayerResult {
+    let mut result = LayerResult {
         layer,
-        broken: !status.success() && count.failed == 0,
-        interrupted: status.code().is_none(),
-        count,
-        skipped: skipped(report.path()),
-        time: started.elapsed(),
-    })
-}
-
-/// Every default member that is not a privileged layer.
-fn unit_packages() -> Result<Vec<String>> {
-    let output = cargo()
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .output()?;
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
-    let defaults = metadata["workspace_default_members"]
-        .as_array()
-        .context("no default members")?;
-    let packages = metadata["packages"].as_array().context("no packages")?;
-    let privileged: Vec<&str> = Layer::ALL
-        .iter()
-        .flat_map(|layer| layer.packages())
-        .copied()
-        .collect();
-    Ok(packages
-        .iter()
-        .filter(|package| defaults.contains(&package["id"]))
-        .filter_map(|package| package["name"].as_str())
-        .filter(|name| !privileged.contains(name))
-        .map(str::to_owned)
-        .collect())
-}
-
-/// Runs cargo, passes on what it prints and counts the tests in it.
-fn run_counting(command: &mut Command) -> Result<(Count, std::process::ExitStatus)> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
-    let output = child.stdout.take().expect("stdout is piped");
-    let mut count = Count::default();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        count.line(&line);
-        // A hundred "ok" lines hide the one that matters.
-        if !count::is_noise(&line) {
-            println!("{line}");
+        count: Count::default(),
+        skipped: Vec::new(),
+        broken: Vec::new(),
+        interrupted: false,
+        time: Duration::ZERO,
+    };
+    for program in built.tests.iter().filter(|one| layer.owns(&one.package)) {
+        let began = Instant::now();
+        let mut command = program.command();
+        command.args(options.filter.as_deref());
+        if options.nocapture {
+            command.arg("--nocapture");
+        }
+        if std::env::var_os("RUST_TEST_THREADS").is_none()
+            && let Some(threads) = layer.threads()
+        {
+            command.args(["--test-threads", threads]);
+        }
+        command.env(skip::REPORT_VARIABLE, report.path());
+        if let Some(dir) = &built.binaries {
+            command.env(binaries::READY_VARIABLE, dir);
+        }
+        let failed_before = result.count.failed;
+        let status = programs::run_counting(&mut command, &mut result.count)?;
+        if began.elapsed() > Duration::from_secs(10) {
+            println!(
+                "    {} {}: {}",
+                program.package,
+                program.target,
+                human(began.elapsed())
+            );
+        }
+        if !status.success() && result.count.failed == failed_before {
+            let what = format!("{} {} ({status})", program.package, program.target);
+            result.broken.push(what);
+        }
+        let signal = status.signal();
+        result.interrupted =
+            signal == Some(Signal::SIGINT as i32) || signal == Some(Signal::SIGTERM as i32);
+        if result.interrupted {
+            break;
         }
     }
-    Ok((count, child.wait()?))
+    clean_up();
+    result.skipped = skipped(report.path());
+    result.time = started.elapsed();
+    Ok(result)
 }
 
 /// What crashed or interrupted tests left.
@@ -223,7 +215,7 @@ fn skipped(report: &Path) -> Vec<String> {
 }
 
 /// Prints the closing lines and decides the exit code.
-fn summary(results: &[LayerResult], filter: Option<&str>) -> ExitCode {
+fn summary(results: &[LayerResult], building: Duration, filter: Option<&str>) -> ExitCode {
     let mut total = Count::default();
     println!();
     for result in results {
@@ -233,19 +225,14 @@ fn summary(results: &[LayerResult], filter: Option<&str>) -> ExitCode {
             .count
             .passed
             .saturating_sub(result.skipped.len() as u64);
-        let broken = if result.broken {
-            ", DID NOT BUILD OR RUN"
-        } else {
-            ""
-        };
         println!(
-            "{:<10} {passed:>5} passed {:>4} failed {skipped:>4} skipped   {}{broken}",
+            "{:<10} {passed:>5} passed {:>4} failed {skipped:>4} skipped   {}",
             result.layer.name(),
             result.count.failed,
             human(result.time)
         );
         total.passed += passed;
-        total.failed += result.count.failed + u64::from(result.broken);
+        total.failed += result.count.failed + result.broken.len() as u64;
         total.ignored += skipped;
     }
     for result in results {
@@ -255,14 +242,18 @@ fn summary(results: &[LayerResult], filter: Option<&str>) -> ExitCode {
         for name in &result.count.failures {
             println!("FAILED     {} {name}", result.layer.name());
         }
+        for program in &result.broken {
+            println!("FAILED     {} {program}", result.layer.name());
+        }
     }
     let time: Duration = results.iter().map(|result| result.time).sum();
     println!(
-        "{} passed, {} failed, {} skipped in {}",
+        "{} passed, {} failed, {} skipped in {} after building for {}",
         total.passed,
         total.failed,
         total.ignored,
-        human(time)
+        human(time),
+        human(building)
     );
     let nothing = total.passed + total.failed + total.ignored == 0;
     if nothing && let Some(filter) = filter {

@@ -1,12 +1,17 @@
 //! Building the project's programs for a cluster. Cargo decides what is out of date; a second call
 //! takes well under a second.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::layout::{target_dir, workspace_root};
+
+/// Names a folder with the debug programs of this very source tree. `cargo xtask test` sets it: it has built
+/// them together with the tests, while a build of the programs alone resolves other features for the crates
+/// below them and compiles half the dependencies a second time.
+pub const READY_VARIABLE: &str = "THOLEPIN_TEST_BINARIES";
 
 /// How the programs are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,9 @@ pub struct Binaries {
 impl Binaries {
     /// Builds what a cluster runs, with cargo's own progress on standard error.
     pub fn build(profile: Profile) -> Result<Self> {
+        if let (Profile::Debug, Some(dir)) = (profile, std::env::var_os(READY_VARIABLE)) {
+            return Self::ready(Path::new(&dir));
+        }
         let (flag, folder) = match profile {
             Profile::Debug => (None, "debug"),
             Profile::Release => (Some("--release"), "release"),
@@ -57,6 +65,24 @@ impl Binaries {
         Ok(Self {
             agent: dir.join("tholepin-agent"),
             control: dir.join("tholepin-control"),
+            toolbox: toolbox()?,
+        })
+    }
+
+    /// The programs of a folder, which must be there.
+    fn ready(dir: &Path) -> Result<Self> {
+        let program = |name: &str| {
+            let path = dir.join(name);
+            ensure!(
+                path.is_file(),
+                "{READY_VARIABLE} names {}, which has no {name}",
+                dir.display()
+            );
+            Ok(path)
+        };
+        Ok(Self {
+            agent: program("tholepin-agent")?,
+            control: program("tholepin-control")?,
             toolbox: toolbox()?,
         })
     }
@@ -104,4 +130,20 @@ fn build(mut command: Command) -> Result<()> {
         bail!("`{}` failed ({status})", crate::command::describe(&command));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_the_programs_is_refused_by_the_name_of_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tholepin-agent"), "").unwrap();
+        let error = Binaries::ready(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("has no tholepin-control") && error.contains(READY_VARIABLE),
+            "{error}"
+        );
+    }
 }

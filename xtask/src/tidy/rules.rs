@@ -18,6 +18,7 @@ pub(super) fn check(file: &SourceFile) -> Vec<Problem> {
         problems.extend(header(file));
         problems.extend(length(file));
         problems.extend(reasons(file));
+        problems.extend(doc_tests(file));
     }
     if file.path.ends_with("Cargo.toml") {
         problems.extend(manifest(file));
@@ -78,6 +79,30 @@ fn reasons(file: &SourceFile) -> Vec<Problem> {
                 file,
                 number,
                 "`#[ignore = \"why\"]`, or not at all",
+            ));
+        }
+    }
+    problems
+}
+
+/// `cargo xtask test` runs test programs; code in documentation would look tested and not be.
+fn doc_tests(file: &SourceFile) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut open = false;
+    for (number, line) in lines(file) {
+        let line = line.trim_start();
+        let text = line
+            .strip_prefix("///")
+            .or_else(|| line.strip_prefix("//!"));
+        let Some(kind) = text.and_then(|text| text.trim_start().strip_prefix("```")) else {
+            continue;
+        };
+        open = !open;
+        if open && !["text", "console", "json", "yaml"].contains(&kind.trim()) {
+            problems.push(Problem::new(
+                file,
+                number,
+                "examples in documentation are `text`, code belongs into a test",
             ));
         }
     }
@@ -218,6 +243,15 @@ mod tests {
             Vec::<String>::new()
         );
         assert_eq!(rust("#[ignore]\n").len(), 1);
+    }
+
+    #[test]
+    fn code_in_documentation_is_found_and_text_is_not() {
+        assert_eq!(rust("/// ```\n/// f();\n/// ```\n").len(), 1);
+        assert_eq!(
+            rust("/// ```text\n/// a picture\n/// ```\n"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
