@@ -27,6 +27,8 @@ use crate::time::{rfc3339, rfc3339_micro};
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 const LEASE_SECONDS: u32 = 40;
+/// How long a Ready node stays Ready with a problem: the kubelet's limit for a runtime that is away.
+const NOT_READY_DELAY: Duration = Duration::from_secs(30);
 const LEASE_INTERVAL: Duration = Duration::from_secs(10);
 const MIN_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(7);
@@ -99,8 +101,10 @@ async fn report(context: Arc<NodeContext>) {
     let mut conditions: Vec<NodeCondition> = previous_conditions(&node);
     let mut written: Option<(Value, Instant)> = None;
     let mut first = true;
+    let mut problem_since = None;
     loop {
-        let fresh = conditions_now(&context, &conditions).await;
+        let mut fresh = conditions_now(&context, &conditions).await;
+        problem_since = stay_ready(&conditions, &mut fresh, problem_since, Instant::now());
         for (reason, status) in [("NodeReady", true), ("NodeNotReady", false)] {
             let was = conditions
                 .iter()
@@ -157,6 +161,33 @@ async fn report(context: Arc<NodeContext>) {
         })
         .await;
     }
+}
+
+/// Keeps a Ready node Ready until a problem has lasted [`NOT_READY_DELAY`]; answers since when there
+/// is one. A NotReady node loses its pods' endpoints, and a restart of the agent or of containerd must
+/// not cost a request (the kubelet waits as long for a runtime that is away).
+fn stay_ready(
+    before: &[NodeCondition],
+    fresh: &mut [NodeCondition],
+    problem_since: Option<Instant>,
+    now: Instant,
+) -> Option<Instant> {
+    let ready = fresh
+        .iter_mut()
+        .find(|condition| condition.kind == "Ready")?;
+    if ready.status {
+        return None;
+    }
+    let since = problem_since.unwrap_or(now);
+    let was_ready = before
+        .iter()
+        .find(|condition| condition.kind == "Ready" && condition.status);
+    if let Some(was_ready) = was_ready
+        && now.duration_since(since) < NOT_READY_DELAY
+    {
+        ready.clone_from(was_ready);
+    }
+    Some(since)
 }
 
 fn labels(context: &NodeContext) -> Value {
@@ -433,5 +464,38 @@ async fn renew(api: &Api<Lease>, name: &str) -> Result<(), kube::Error> {
         // 409: somebody was faster; the next renewal patches it.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         other => other.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(status: bool) -> Vec<NodeCondition> {
+        vec![NodeCondition {
+            kind: "Ready",
+            status,
+            reason: String::new(),
+            message: String::new(),
+            transition: SystemTime::UNIX_EPOCH,
+        }]
+    }
+
+    #[test]
+    fn a_ready_node_stays_ready_until_a_problem_has_lasted() {
+        let start = Instant::now();
+        let (mut early, mut late, mut well) = (ready(false), ready(false), ready(true));
+        let since = stay_ready(&ready(true), &mut early, None, start);
+        assert!(early[0].status);
+        let since = stay_ready(&ready(true), &mut late, since, start + NOT_READY_DELAY);
+        assert!(!late[0].status);
+        assert_eq!(stay_ready(&ready(false), &mut well, since, start), None);
+    }
+
+    #[test]
+    fn a_node_that_never_was_ready_does_not_become_it_by_waiting() {
+        let mut fresh = ready(false);
+        assert!(stay_ready(&[], &mut fresh, None, Instant::now()).is_some());
+        assert!(!fresh[0].status);
     }
 }

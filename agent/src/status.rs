@@ -166,6 +166,23 @@ impl StatusWriter {
         });
     }
 
+    /// Writes the latest status again if somebody else has changed the pod's readiness since: the node
+    /// controller does when a node was silent, and only the agent can take that back.
+    pub fn correct(&self, seen: &ApiPod) {
+        let latest = self.latest.borrow();
+        // What has not been delivered yet is on its way; a write that changes nothing costs nothing.
+        let is_delivered = latest.is_some() && *self.delivered.borrow() == *latest;
+        let ours = latest.as_ref().and_then(ready_condition);
+        drop(latest);
+        let status = seen
+            .status
+            .as_ref()
+            .and_then(|status| serde_json::to_value(status).ok());
+        if is_delivered && status.as_ref().and_then(ready_condition) != ours {
+            self.latest.send_modify(|_| {});
+        }
+    }
+
     /// Waits until the latest status has reached the API (or the pod is gone there).
     pub async fn flushed(&mut self) {
         let wanted = self.latest.borrow().clone();
@@ -176,6 +193,15 @@ impl StatusWriter {
             .await
             .ok();
     }
+}
+
+/// The status of the Ready condition in a pod's status.
+fn ready_condition(status: &Value) -> Option<String> {
+    let conditions = status["conditions"].as_array()?;
+    let ready = conditions
+        .iter()
+        .find(|condition| condition["type"] == "Ready")?;
+    ready["status"].as_str().map(str::to_owned)
 }
 
 async fn write_all(

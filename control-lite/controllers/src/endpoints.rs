@@ -54,7 +54,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let controller = Arc::new(EndpointsController {
         context: context.clone(),
     });
-    runner::spawn(tasks, cancel, queue, controller, WORKERS);
+    runner::spawn(context, tasks, cancel, queue, controller, WORKERS);
 }
 
 impl Reconciler for EndpointsController {

@@ -58,7 +58,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         stores,
         queue: queue.clone(),
     });
-    runner::spawn(tasks, cancel, queue, collector, WORKERS);
+    runner::spawn(context, tasks, cancel, queue, collector, WORKERS);
 }
 
 fn finalizes(meta: &ObjectMeta, finalizer: &str) -> bool {

@@ -50,7 +50,7 @@ pub(crate) fn spawn(
         context: context.clone(),
         settings: settings.clone(),
     });
-    runner::spawn(tasks, cancel, queue, controller, 1);
+    runner::spawn(context, tasks, cancel, queue, controller, 1);
 }
 
 fn watch<T: Cached>(store: &Store<T>, queue: &Arc<WorkQueue<String>>) {

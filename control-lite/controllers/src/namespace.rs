@@ -58,7 +58,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let controller = Arc::new(NamespaceController {
         context: context.clone(),
     });
-    runner::spawn(tasks, cancel, queue, controller, 2);
+    runner::spawn(context, tasks, cancel, queue, controller, 2);
 }
 
 /// What is left of one kind.

@@ -68,7 +68,7 @@ pub(crate) fn spawn(
         sets,
     });
     // One worker: two must not race for the same range.
-    runner::spawn(tasks, cancel, queue, controller, 1);
+    runner::spawn(context, tasks, cancel, queue, controller, 1);
 }
 
 fn ranges_of(node: &Node) -> Vec<IpNet> {

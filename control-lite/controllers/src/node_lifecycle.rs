@@ -58,7 +58,7 @@ pub(crate) fn spawn(
         settings: settings.clone(),
         signs: Mutex::new(HashMap::new()),
     });
-    runner::spawn(tasks, cancel, queue, controller, 1);
+    runner::spawn(context, tasks, cancel, queue, controller, 1);
 }
 
 impl Reconciler for NodeLifecycle {

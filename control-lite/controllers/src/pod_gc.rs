@@ -51,7 +51,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
     let controller = Arc::new(PodGc {
         context: context.clone(),
     });
-    runner::spawn(tasks, cancel, queue, controller, 1);
+    runner::spawn(context, tasks, cancel, queue, controller, 1);
 }
 
 impl Reconciler for PodGc {

@@ -9,7 +9,7 @@ use tholepin_informer::WorkQueue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::ReconcileError;
+use crate::context::{Context, ReconcileError};
 
 /// One controller: makes the object of a key right.
 pub(crate) trait Reconciler: Send + Sync + 'static {
@@ -25,8 +25,10 @@ pub(crate) trait Reconciler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Duration>, ReconcileError>> + Send;
 }
 
-/// Starts `workers` tasks over `queue`.
+/// Starts `workers` tasks over `queue`. They begin once every cache has been read: a round that judges
+/// by half a cluster creates what exists and removes what is wanted.
 pub(crate) fn spawn<R: Reconciler>(
+    context: &Context,
     tasks: &mut JoinSet<()>,
     cancel: &CancellationToken,
     queue: Arc<WorkQueue<R::Key>>,
@@ -34,7 +36,15 @@ pub(crate) fn spawn<R: Reconciler>(
     workers: usize,
 ) {
     for _ in 0..workers {
-        tasks.spawn(work(queue.clone(), reconciler.clone(), cancel.clone()));
+        let caches = context.caches.clone();
+        let work = work(queue.clone(), reconciler.clone(), cancel.clone());
+        let cancel = cancel.clone();
+        tasks.spawn(async move {
+            let ready = cancel.run_until_cancelled(caches.wait_synced()).await;
+            if ready.is_some() {
+                work.await;
+            }
+        });
     }
 }
 

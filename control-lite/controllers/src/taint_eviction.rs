@@ -51,7 +51,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         context: context.clone(),
         recorder: context.recorder.component("taint-eviction-controller"),
     });
-    runner::spawn(tasks, cancel, queue, controller, 2);
+    runner::spawn(context, tasks, cancel, queue, controller, 2);
 }
 
 fn no_execute(node: &Node) -> Vec<Taint> {

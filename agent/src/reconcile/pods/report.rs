@@ -93,6 +93,7 @@ impl Worker {
         }
         self.conditions.clone_from(&status.conditions);
         self.status.set(&status);
+        self.status.correct(&object.object);
     }
 
     /// Writes the journal if something changed.

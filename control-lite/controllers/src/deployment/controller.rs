@@ -39,7 +39,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         context: context.clone(),
         recorder: context.recorder.component("deployment-controller"),
     });
-    runner::spawn(tasks, cancel, queue, controller, WORKERS);
+    runner::spawn(context, tasks, cancel, queue, controller, WORKERS);
 }
 
 fn watch(context: &Context, queue: &Arc<WorkQueue<ObjectKey>>) {

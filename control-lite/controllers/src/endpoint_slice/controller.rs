@@ -69,7 +69,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         context: context.clone(),
         recorder: context.recorder.component("endpoint-slice-controller"),
     });
-    runner::spawn(tasks, cancel, queue, controller, WORKERS);
+    runner::spawn(context, tasks, cancel, queue, controller, WORKERS);
 }
 
 fn zone_of(node: &Node) -> Option<String> {

@@ -41,7 +41,7 @@ pub(crate) fn spawn(context: &Context, tasks: &mut JoinSet<()>, cancel: &Cancell
         watch_targets(context, kind, &queue);
         watch_pods(context, kind, &queue);
         let controller = Arc::new(ReplicasController::new(context, kind));
-        runner::spawn(tasks, cancel, queue, controller, WORKERS);
+        runner::spawn(context, tasks, cancel, queue, controller, WORKERS);
     }
 }
 
