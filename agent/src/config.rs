@@ -8,6 +8,8 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::runtime::log_file::LogLimits;
+
 const DEFAULT_CLIENT_NAME: &str = "kube-apiserver-kubelet-client";
 
 /// Turns this Linux machine into a Kubernetes worker: runs pods through containerd, forwards their
@@ -116,6 +118,12 @@ pub struct RawConfig {
         value_delimiter = ','
     )]
     pub plain_http_registry: Vec<String>,
+    /// Size at which a container's log is rotated [default: 10Mi]
+    #[arg(long, env = "THOLEPIN_CONTAINER_LOG_MAX_SIZE", value_name = "QUANTITY")]
+    pub container_log_max_size: Option<String>,
+    /// Log files kept per container, at least 2 [default: 5]
+    #[arg(long, env = "THOLEPIN_CONTAINER_LOG_MAX_FILES", value_name = "N")]
+    pub container_log_max_files: Option<usize>,
     /// Most pods this node takes [default: 110]
     #[arg(long, env = "THOLEPIN_MAX_PODS", value_name = "N")]
     pub max_pods: Option<u32>,
@@ -162,6 +170,7 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub log_dir: PathBuf,
     pub container_log_dir: PathBuf,
+    pub container_logs: LogLimits,
     pub cgroup_parent: String,
     pub port: u16,
     pub kubelet_api: Option<KubeletApiConfig>,
@@ -259,6 +268,10 @@ impl RawConfig {
                 other.service_cluster_ip_range,
             ),
             plain_http_registry: first(self.plain_http_registry, other.plain_http_registry),
+            container_log_max_size: self.container_log_max_size.or(other.container_log_max_size),
+            container_log_max_files: self
+                .container_log_max_files
+                .or(other.container_log_max_files),
             max_pods: self.max_pods.or(other.max_pods),
             cluster_dns: first(self.cluster_dns, other.cluster_dns),
             cluster_domain: self.cluster_domain.or(other.cluster_domain),
@@ -307,6 +320,7 @@ impl TryFrom<RawConfig> for Config {
             run_dir: path(&raw.run_dir, "/run/tholepin"),
             log_dir: path(&raw.log_dir, "/var/log/pods"),
             container_log_dir: path(&raw.container_log_dir, "/var/log/containers"),
+            container_logs: container_logs(&raw)?,
             resolv_conf: path(&raw.resolv_conf, "/etc/resolv.conf"),
             kubelet_api: kubelet_api(&raw, port)?,
             healthz_port: raw.healthz_port.unwrap_or(10248),
@@ -380,6 +394,32 @@ where
                 })
         })
         .collect()
+}
+
+fn container_logs(raw: &RawConfig) -> Result<LogLimits, ConfigError> {
+    let mut limits = LogLimits::default();
+    if let Some(text) = &raw.container_log_max_size {
+        let bytes = tholepin_model::pod::quantity::parse_units(text).ok();
+        limits.max_bytes = bytes
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .filter(|bytes| *bytes > 0)
+            .ok_or_else(|| ConfigError::Value {
+                option: "container-log-max-size",
+                value: text.clone(),
+                message: "must be a quantity above 0, for example 10Mi".to_owned(),
+            })?;
+    }
+    if let Some(files) = raw.container_log_max_files {
+        if files < 2 {
+            return Err(ConfigError::Value {
+                option: "container-log-max-files",
+                value: files.to_string(),
+                message: "must be at least 2".to_owned(),
+            });
+        }
+        limits.max_files = files;
+    }
+    Ok(limits)
 }
 
 fn ranges(
@@ -495,6 +535,27 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         RawConfig::command().debug_assert();
+    }
+
+    #[test]
+    fn log_limits_are_the_kubelets_unless_said_otherwise() {
+        let limits = |arguments: &[&str]| parse(arguments).map(|config| config.container_logs);
+        assert_eq!(limits(&[]).unwrap(), LogLimits::default());
+        let given = [
+            "--container-log-max-size",
+            "1Mi",
+            "--container-log-max-files",
+            "2",
+        ];
+        let given = limits(&given).unwrap();
+        assert_eq!((given.max_bytes, given.max_files), (1 << 20, 2));
+        for bad in [
+            ["--container-log-max-size", "0"],
+            ["--container-log-max-files", "1"],
+        ] {
+            let error = limits(&bad).unwrap_err().to_string();
+            assert!(error.starts_with(bad[0]), "{error}");
+        }
     }
 
     #[test]

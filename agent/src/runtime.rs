@@ -21,6 +21,7 @@ mod journal;
 mod labels;
 mod lease;
 mod list;
+pub mod log_file;
 mod logs;
 mod namespaces;
 mod pidfd;

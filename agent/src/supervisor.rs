@@ -276,6 +276,7 @@ fn runtime_config(config: &Config) -> RuntimeConfig {
         cgroup_parent: config.cgroup_parent.clone(),
         plain_http_registries: config.plain_http_registries.clone(),
         holder: Some(holder_program()),
+        log_limits: config.container_logs,
         ..RuntimeConfig::default()
     }
 }

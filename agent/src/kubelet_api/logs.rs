@@ -18,6 +18,7 @@ use super::route::{Query, Refusal, Target};
 use super::{ApiContext, Body, plain};
 use crate::reconcile::pods::runtime_view::RuntimeView;
 use crate::runtime::ContainerState;
+use crate::runtime::log_file::rotated as rotated_files;
 
 /// What part of the log is wanted, and how.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -328,6 +329,7 @@ async fn stream(
     let mut line = Vec::new();
     // Once more after the end, for what was written before it.
     let mut ended = false;
+    let mut is_drained = false;
     loop {
         loop {
             let before = line.len();
@@ -353,8 +355,12 @@ async fn stream(
             return Ok(());
         };
         if let Some(next) = rotated(path, reader.get_ref())? {
-            // All of the old file was read; the new one goes on where it stopped.
-            reader = BufReader::new(next);
+            if is_drained {
+                // All of the old file was read; the new one goes on where it stopped.
+                reader = BufReader::new(next);
+            }
+            // Once more, for what was written before it was renamed.
+            is_drained = !is_drained;
             continue;
         }
         if ended {
@@ -375,16 +381,29 @@ async fn stream(
     }
 }
 
-/// The file that has taken the path since `open` was opened.
+/// The file that came after `open`: the one that has taken the path since, or an older one when the log
+/// was rotated more than once.
 fn rotated(path: &Path, open: &std::fs::File) -> std::io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::MetadataExt;
-    let next = match std::fs::File::open(path) {
-        Ok(next) => next,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let inode = open.metadata()?.ino();
+    // Opened before the others are listed: a rotation in between must not hide the one being read.
+    let mut next = match std::fs::File::open(path) {
+        Ok(file) if file.metadata()?.ino() == inode => return Ok(None),
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let is_same = next.metadata()?.ino() == open.metadata()?.ino();
-    Ok((!is_same).then_some(next))
+    // Newest first, until the one that is being read. If that was removed, the oldest is next.
+    for candidate in rotated_files(path)?.into_iter().rev() {
+        match std::fs::File::open(&candidate) {
+            Ok(file) if file.metadata()?.ino() == inode => return Ok(next),
+            Ok(file) => next = Some(file),
+            // Removed since it was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(next)
 }
 
 /// Changes in the directory of a log: writes, and new files after a rotation.
@@ -469,6 +488,30 @@ mod tests {
             ..LogOptions::default()
         };
         assert_eq!(rendered(line, &since), None);
+    }
+
+    #[test]
+    fn a_follower_goes_through_every_rotated_file_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        std::fs::write(&path, "a").unwrap();
+        let mut open = std::fs::File::open(&path).unwrap();
+        assert!(rotated(&path, &open).unwrap().is_none());
+        for (suffix, text) in [("1", "b"), ("2", "c"), ("3", "d")] {
+            std::fs::rename(&path, dir.path().join(format!("0.log.{suffix}"))).unwrap();
+            std::fs::write(&path, text).unwrap();
+        }
+        // The first was surplus: it is read on while it is open.
+        std::fs::remove_file(dir.path().join("0.log.1")).unwrap();
+        let mut seen = String::new();
+        loop {
+            open.read_to_string(&mut seen).unwrap();
+            match rotated(&path, &open).unwrap() {
+                Some(next) => open = next,
+                None => break,
+            }
+        }
+        assert_eq!(seen, "abcd");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::reference::Reference;
 use super::sandbox::{Sandbox, operation_failed};
 use super::spec::{self, UserDatabase};
 use super::{
-    ContainerSpec, PodIdentity, RealizedContainer, RuntimeError, devices, logs, rootfs, runc,
+    ContainerSpec, PodIdentity, RealizedContainer, RuntimeError, devices, log_file, rootfs, runc,
 };
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -281,7 +281,7 @@ impl Driver {
     ) -> Result<(), RuntimeError> {
         let subject = format!("container {}", spec.name);
         let follow = &parsed.follow;
-        logs::create(&follow.log_path)
+        log_file::create(&follow.log_path)
             .await
             .map_err(operation_failed("make the log of", subject.clone()))?;
         self.track(follow)

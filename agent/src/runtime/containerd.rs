@@ -16,6 +16,7 @@ use super::exits::Registry;
 use super::holder::Holder;
 use super::image::{ImageError, Images};
 use super::journal::Journal;
+use super::log_file::LogLimits;
 use super::pull::Puller;
 use super::reference::Reference;
 use super::sandbox::{self, Sandboxes, operation_failed};
@@ -46,6 +47,7 @@ pub struct RuntimeConfig {
     /// The agent's binary, run as the [holder](super::holder) of unread output. Without it, output that a
     /// container leaves in its pipes when it ends while no agent runs is lost.
     pub holder: Option<PathBuf>,
+    pub log_limits: LogLimits,
 }
 
 impl Default for RuntimeConfig {
@@ -60,6 +62,7 @@ impl Default for RuntimeConfig {
             runtime: "io.containerd.runc.v2".into(),
             plain_http_registries: Vec::new(),
             holder: None,
+            log_limits: LogLimits::default(),
         }
     }
 }

@@ -103,6 +103,7 @@ impl Driver {
             ends.stderr,
             logs::Sinks {
                 path: follow.log_path.clone(),
+                limits: self.config.log_limits,
                 output: output.clone(),
             },
             self.cancel.clone(),

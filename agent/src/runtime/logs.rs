@@ -3,19 +3,18 @@
 //! [`Framer`] is pure; [`pump`] moves bytes from the FIFOs to the file. A container must never block or
 //! die for its log: when the file cannot be written the bytes are counted, reported and dropped.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::fanout::{Fanout, Stream};
+use super::log_file::{LogFile, LogLimits};
 
 /// Longest piece of a line in one entry, as containerd's CRI plugin has it.
 const MAX_LINE: usize = 16 << 10;
@@ -84,6 +83,7 @@ impl Framer {
 #[derive(Debug)]
 pub(super) struct Sinks {
     pub(super) path: PathBuf,
+    pub(super) limits: LogLimits,
     pub(super) output: Arc<Fanout>,
 }
 
@@ -98,7 +98,7 @@ pub(super) async fn pump(
     cancel: CancellationToken,
     ended: CancellationToken,
 ) {
-    let mut log = LogFile::new(sinks.path);
+    let mut log = LogFile::new(sinks.path, sinks.limits);
     let mut out = Source::new(Stream::Stdout, stdout);
     let mut err = Source::new(Stream::Stderr, stderr);
     let mut entries = Vec::new();
@@ -197,73 +197,6 @@ impl Source {
         output.publish(self.stream, &self.buffer, ended).await;
         self.buffer.clear();
     }
-}
-
-/// The file, re-opened after a failure.
-struct LogFile {
-    path: PathBuf,
-    file: Option<File>,
-    lost_bytes: u64,
-}
-
-impl LogFile {
-    fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            file: None,
-            lost_bytes: 0,
-        }
-    }
-
-    async fn append(&mut self, entries: &mut Vec<u8>) {
-        if entries.is_empty() {
-            return;
-        }
-        if let Err(error) = self.try_append(entries).await {
-            if self.lost_bytes == 0 {
-                warn!(path = %self.path.display(), %error, "cannot write the container log: output is being lost");
-            }
-            self.lost_bytes += entries.len() as u64;
-            self.file = None;
-        } else if self.lost_bytes > 0 {
-            info!(path = %self.path.display(), lost_bytes = self.lost_bytes, "container log is written again");
-            self.lost_bytes = 0;
-        }
-        entries.clear();
-    }
-
-    async fn try_append(&mut self, entries: &[u8]) -> io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(open(&self.path).await?),
-        };
-        file.write_all(entries).await?;
-        // tokio's file writes in the background: without this a failure would show up one write late.
-        file.flush().await
-    }
-
-    fn finish(&self) {
-        if self.lost_bytes > 0 {
-            warn!(path = %self.path.display(), lost_bytes = self.lost_bytes, "container output was lost");
-        }
-    }
-}
-
-async fn open(path: &Path) -> io::Result<File> {
-    tokio::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(path)
-        .await
-}
-
-/// Makes the log file (and its directory), so that `kubectl logs` of a silent container finds it.
-pub(super) async fn create(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        tokio::fs::create_dir_all(parent).await?;
-    }
-    open(path).await.map(drop)
 }
 
 #[cfg(test)]

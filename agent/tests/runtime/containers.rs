@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tholepin_agent::runtime::containerd::ContainerdRuntime;
+use tholepin_agent::runtime::log_file::{self, LogLimits};
 use tholepin_agent::runtime::{
     ContainerSpec, ContainerState, ResourceLimits, Runtime, RuntimeError,
 };
@@ -336,51 +338,6 @@ async fn a_container_over_its_memory_limit_is_oom_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn privileges_are_what_the_spec_says() {
-    let Some(world) = World::start() else { return };
-    let runtime = world.runtime();
-    runtime.ensure_sandbox(&world.sandbox("p")).await.unwrap();
-    let script = "grep -E 'CapEff|NoNewPrivs' /proc/self/status; \
-                  touch /x 2>/dev/null && echo writable || echo read-only; \
-                  ls /dev | grep -c '^loop-control$\\|^kmsg$\\|^mem$'; \
-                  echo 1 2>/dev/null > /proc/sys/vm/drop_caches && echo sys-writable || echo sys-read-only";
-    let tight = ContainerSpec {
-        read_only_root: true,
-        allow_privilege_escalation: false,
-        dropped_capabilities: vec!["ALL".into()],
-        added_capabilities: vec!["NET_BIND_SERVICE".into()],
-        ..world.shell("p", "tight", script)
-    };
-    let privileged = ContainerSpec {
-        privileged: true,
-        ..world.shell(
-            "p",
-            "privileged",
-            "ls /dev/null; grep CapEff /proc/self/status",
-        )
-    };
-    runtime.start_container(&tight).await.unwrap();
-    exit_of(&runtime, "tight").await;
-    let log = world.log(&tight).join("\n").replace("stdout F ", "");
-    assert_eq!(
-        log,
-        "CapEff:\t0000000000000400\nNoNewPrivs:\t1\nread-only\n0\nsys-read-only"
-    );
-    runtime.start_container(&privileged).await.unwrap();
-    assert_eq!(exit_of(&runtime, "privileged").await.exit_code, 0);
-    let own = std::fs::read_to_string("/proc/self/status").unwrap();
-    let own = own
-        .lines()
-        .find(|line| line.starts_with("CapEff"))
-        .unwrap()
-        .to_owned();
-    assert_eq!(world.log(&privileged)[1], format!("stdout F {own}"));
-    runtime.remove_sandbox(&pod("p")).await.unwrap();
-    assert!(runtime.list().await.unwrap().is_empty());
-    world.assert_clean("p").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn much_output_is_logged_whole_and_in_order() {
     let Some(world) = World::start() else { return };
     let runtime = world.runtime();
@@ -400,4 +357,35 @@ async fn much_output_is_logged_whole_and_in_order() {
         ContainerState::Exited(_)
     ));
     runtime.remove_sandbox(&pod("b")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_rotated_by_size_and_the_oldest_parts_go() {
+    let Some(world) = World::start() else { return };
+    let mut config = world.config();
+    config.log_limits = LogLimits {
+        max_bytes: 200_000,
+        max_files: 3,
+    };
+    let runtime = ContainerdRuntime::new(config).unwrap();
+    runtime.ensure_sandbox(&world.sandbox("l")).await.unwrap();
+    let spec = world.shell("l", "main", "seq 1 60000");
+    runtime.start_container(&spec).await.unwrap();
+    exit_of(&runtime, "main").await;
+    let mut files = log_file::rotated(&spec.log_path).unwrap();
+    assert_eq!(files.len(), 2);
+    files.push(spec.log_path);
+    let text: String = files
+        .iter()
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let numbers: Vec<u32> = text
+        .lines()
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(numbers[0] > 1, "the oldest part is gone");
+    let expected: Vec<u32> = (numbers[0]..=60_000).collect();
+    assert!(numbers == expected, "in order, with nothing missing");
+    runtime.remove_sandbox(&pod("l")).await.unwrap();
+    world.assert_clean("l").await;
 }

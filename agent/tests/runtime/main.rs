@@ -6,5 +6,6 @@ mod attaches;
 mod containers;
 mod execs;
 mod images;
+mod privileges;
 mod restarts;
 mod world;
