@@ -11,6 +11,9 @@ use super::ResourceLimits;
 /// Controllers whose pod-level files we write; runc makes the others' directories itself.
 const V1_WRITTEN: [&str; 3] = ["cpu", "memory", "pids"];
 
+/// Controllers that pods and their containers get.
+const V2_ENABLED: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+
 /// The hierarchies of this machine, found once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cgroups {
@@ -214,17 +217,20 @@ fn cpu_weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
-/// Makes every level and hands the root's controllers down to it.
+/// Makes every level and hands the controllers of the one above down to it.
 fn enable_controllers(root: &Path, path: &str) -> io::Result<()> {
-    let available = fs::read_to_string(root.join("cgroup.controllers"))?;
-    let wanted: Vec<String> = available
-        .split_whitespace()
-        .filter(|name| ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"].contains(name))
-        .map(|name| format!("+{name}"))
-        .collect();
     let mut directory = root.to_path_buf();
     for component in path.split('/').filter(|component| !component.is_empty()) {
-        set(&directory, "cgroup.subtree_control", wanted.join(" "))?;
+        // Read at every level: one that is not available there makes the kernel refuse all of them.
+        let available = fs::read_to_string(directory.join("cgroup.controllers"))?;
+        let wanted: Vec<String> = available
+            .split_whitespace()
+            .filter(|name| V2_ENABLED.contains(name))
+            .map(|name| format!("+{name}"))
+            .collect();
+        if !wanted.is_empty() {
+            set(&directory, "cgroup.subtree_control", wanted.join(" "))?;
+        }
         directory.push(component);
         fs::create_dir_all(&directory)?;
     }
@@ -282,6 +288,106 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A directory that looks like a cgroup2 tree. The kernel makes the files of a new group; here the
+    /// test has to, before.
+    struct FakeV2 {
+        root: tempfile::TempDir,
+    }
+
+    impl FakeV2 {
+        fn new(levels: &[(&str, &str)]) -> (Self, Cgroups) {
+            let root = tempfile::tempdir().unwrap();
+            for (path, controllers) in levels {
+                let directory = join(root.path(), path);
+                fs::create_dir_all(&directory).unwrap();
+                fs::write(directory.join("cgroup.controllers"), controllers).unwrap();
+            }
+            let cgroups = Cgroups::V2 {
+                root: root.path().into(),
+            };
+            (Self { root }, cgroups)
+        }
+
+        fn read(&self, path: &str) -> Option<String> {
+            fs::read_to_string(join(self.root.path(), path)).ok()
+        }
+    }
+
+    const POD: &str = "/kubepods/burstable/podx";
+    const LIMITS: ResourceLimits = ResourceLimits {
+        cpu_shares: 1024,
+        cpu_quota_us: 50_000,
+        cpu_period_us: 100_000,
+        memory_limit_bytes: 64 << 20,
+        oom_score_adj: 0,
+    };
+
+    #[test]
+    fn v2_pods_get_every_controller_that_each_level_has_and_their_limits() {
+        let (tree, cgroups) = FakeV2::new(&[
+            ("/", "cpuset cpu io memory pids rdma\n"),
+            ("/kubepods", "cpu memory\n"),
+            ("/kubepods/burstable", "\n"),
+        ]);
+        for _ in 0..2 {
+            cgroups.ensure(POD, &LIMITS).unwrap();
+        }
+        let enabled = |path: &str| tree.read(&format!("{path}/cgroup.subtree_control"));
+        assert_eq!(enabled("").unwrap(), "+cpuset +cpu +io +memory +pids");
+        assert_eq!(enabled("/kubepods").unwrap(), "+cpu +memory");
+        assert_eq!(enabled("/kubepods/burstable"), None, "nothing to hand down");
+        assert_eq!(enabled(POD), None, "runc's, with the first container");
+        let read = |file: &str| tree.read(&format!("{POD}/{file}")).unwrap();
+        assert_eq!(read("cpu.weight"), "39");
+        assert_eq!(read("cpu.max"), "50000 100000");
+        assert_eq!(read("memory.max"), "67108864");
+    }
+
+    #[test]
+    fn v2_limits_that_are_not_set_are_not_written() {
+        let (tree, cgroups) = FakeV2::new(&[("/", "cpu"), ("/kubepods", "cpu")]);
+        cgroups
+            .ensure("/kubepods/podx", &ResourceLimits::default())
+            .unwrap();
+        let left = fs::read_dir(join(tree.root.path(), "/kubepods/podx")).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn a_v2_failure_names_the_file_and_the_value() {
+        let (tree, cgroups) = FakeV2::new(&[("/", "memory")]);
+        fs::create_dir(tree.root.path().join("cgroup.subtree_control")).unwrap();
+        let error = cgroups.ensure("/podx", &LIMITS).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot write +memory to ") && error.contains("subtree_control"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn v2_oom_kills_and_swap_are_read_and_pods_removed_but_never_the_root() {
+        let (tree, cgroups) = FakeV2::new(&[("/", "memory"), ("/kubepods/podx/c", "memory")]);
+        assert!(cgroups.is_v2() && !cgroups.has_swap_limit());
+        fs::write(tree.root.path().join("kubepods/memory.swap.max"), "max").unwrap();
+        assert!(cgroups.has_swap_limit());
+        let container = tree.root.path().join("kubepods/podx/c");
+        assert_eq!(cgroups.oom_kills("/kubepods/podx/c"), None);
+        let events = "low 0\noom 5\noom_kill 3\noom_group_kill 0\n";
+        fs::write(container.join("memory.events"), events).unwrap();
+        assert_eq!(cgroups.oom_kills("/kubepods/podx/c"), Some(3));
+        // The kernel's files vanish with their group; these have to be taken away first.
+        fs::remove_file(container.join("memory.events")).unwrap();
+        fs::remove_file(container.join("cgroup.controllers")).unwrap();
+        for _ in 0..2 {
+            cgroups.remove("/kubepods/podx").unwrap();
+        }
+        assert!(!tree.root.path().join("kubepods/podx").exists());
+        for root in ["", "/", "//"] {
+            cgroups.remove(root).unwrap();
+        }
+        assert!(tree.root.path().join("kubepods").exists());
+    }
 
     const HYBRID: &str = "\
 30 25 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw,mode=755
