@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tholepin_agent::runtime::containerd::{ContainerdRuntime, RuntimeConfig};
+use tholepin_agent::runtime::log_file;
 use tholepin_agent::runtime::{
     ContainerExit, ContainerSpec, ContainerState, PodIdentity, RealizedContainer, ResourceLimits,
     Runtime, SandboxSpec,
@@ -180,9 +181,15 @@ impl World {
         }
     }
 
-    /// The log's messages with their stream and tag, without the times.
+    /// The log's messages, rotated parts first, with their stream and tag, without the times.
     pub(crate) fn log(&self, spec: &ContainerSpec) -> Vec<String> {
-        let text = fs::read_to_string(&spec.log_path).unwrap_or_default();
+        // A silent container has none yet.
+        let mut files = log_file::rotated(&spec.log_path).unwrap_or_default();
+        files.push(spec.log_path.clone());
+        let text: String = files
+            .iter()
+            .map(|path| fs::read_to_string(path).unwrap_or_default())
+            .collect();
         text.lines()
             .map(|line| line.split_once(' ').unwrap().1.to_owned())
             .collect()
