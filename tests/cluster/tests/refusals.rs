@@ -58,7 +58,7 @@ async fn kubectl_shows_upstreams_texts_for_bad_input() {
         &["strict decoding error: unknown field \"spec.containers[0].imagee\""],
     );
     // Invalid values and missing ones.
-    let selector = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: odd}\nspec:\n  selector: {matchLabels: {app: x}}\n  template:\n    metadata: {labels: {app: y}}\n    spec: {containers: [{name: a, image: b}]}\n";
+    let selector = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: odd}\nspec:\n  selector: {matchLabels: {app: one}}\n  template:\n    metadata: {labels: {app: two}}\n    spec: {containers: [{name: a, image: b}]}\n";
     assert_says(
         &refused(&cluster, &["create"], Some(selector)),
         &[
@@ -168,7 +168,12 @@ async fn containers_that_cannot_run_say_why() {
         &["--image-pull-policy=Never"],
     );
     run("unpullable", "127.0.0.1:1/absent:1", &[]);
-    run("invalid", "tholepin.test/UPPER:1", &[]);
+    // kubectl run checks the name itself.
+    let invalid = "apiVersion: v1\nkind: Pod\nmetadata: {name: invalid}\nspec: {containers: [{name: invalid, image: \"tholepin.test/UPPER:1\"}]}\n";
+    cluster
+        .kubectl
+        .run_with_input(&["create", "-f", "-"], invalid)
+        .unwrap();
     run(
         "failing",
         "tholepin.test/web:1",
