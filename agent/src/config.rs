@@ -8,6 +8,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::node::eviction::Thresholds;
 use crate::runtime::log_file::LogLimits;
 
 const DEFAULT_CLIENT_NAME: &str = "kube-apiserver-kubelet-client";
@@ -124,6 +125,11 @@ pub struct RawConfig {
     /// Log files kept per container, at least 2 [default: 5]
     #[arg(long, env = "THOLEPIN_CONTAINER_LOG_MAX_FILES", value_name = "N")]
     pub container_log_max_files: Option<usize>,
+    /// Report pressure below these [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<10%]
+    ///
+    /// A list replaces the default whole; an empty one never reports pressure.
+    #[arg(long, env = "THOLEPIN_EVICTION_HARD", value_name = "SIGNAL<VALUE,…")]
+    pub eviction_hard: Option<String>,
     /// Most pods this node takes [default: 110]
     #[arg(long, env = "THOLEPIN_MAX_PODS", value_name = "N")]
     pub max_pods: Option<u32>,
@@ -179,6 +185,7 @@ pub struct Config {
     pub cluster_ranges: Vec<IpNet>,
     pub service_ranges: Vec<IpNet>,
     pub plain_http_registries: Vec<String>,
+    pub eviction_hard: Thresholds,
     pub max_pods: u32,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
@@ -272,6 +279,7 @@ impl RawConfig {
             container_log_max_files: self
                 .container_log_max_files
                 .or(other.container_log_max_files),
+            eviction_hard: self.eviction_hard.or(other.eviction_hard),
             max_pods: self.max_pods.or(other.max_pods),
             cluster_dns: first(self.cluster_dns, other.cluster_dns),
             cluster_domain: self.cluster_domain.or(other.cluster_domain),
@@ -336,6 +344,7 @@ impl TryFrom<RawConfig> for Config {
                 &["10.96.0.0/16", "fd00:10:96::/112"],
             )?,
             cluster_dns: parse_all("cluster-dns", &raw.cluster_dns)?,
+            eviction_hard: eviction_hard(raw.eviction_hard.as_deref())?,
             max_pods: raw.max_pods.unwrap_or(110),
             cluster_domain: raw
                 .cluster_domain
@@ -432,6 +441,17 @@ fn ranges(
         return parse_all(option, &defaults);
     }
     parse_all(option, values)
+}
+
+fn eviction_hard(list: Option<&str>) -> Result<Thresholds, ConfigError> {
+    let Some(list) = list else {
+        return Ok(Thresholds::default());
+    };
+    Thresholds::parse(list).map_err(|error| ConfigError::Value {
+        option: "eviction-hard",
+        value: list.to_owned(),
+        message: error.to_string(),
+    })
 }
 
 fn kubelet_api(raw: &RawConfig, port: u16) -> Result<Option<KubeletApiConfig>, ConfigError> {

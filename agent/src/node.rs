@@ -1,6 +1,7 @@
 //! This machine as a Node object: registration, status every 10 s (written on change or every 5 min),
 //! and the Lease that says it is alive.
 
+pub mod eviction;
 pub mod facts;
 
 use std::net::IpAddr;
@@ -338,7 +339,7 @@ async fn status_of(context: &NodeContext, conditions: &[NodeCondition]) -> Value
     });
     let mut allocatable = resources.clone();
     allocatable["memory"] = json!(format!("{}Ki", facts.allocatable_memory() / 1024));
-    allocatable["ephemeral-storage"] = json!((facts.disk_bytes / 10 * 9).to_string());
+    allocatable["ephemeral-storage"] = json!(facts.allocatable_disk().to_string());
     let mut addresses: Vec<Value> = context
         .addresses
         .iter()

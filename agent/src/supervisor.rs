@@ -106,7 +106,7 @@ async fn start(config: Arc<Config>, cancel: &CancellationToken) -> Result<JoinSe
     };
     let metrics = Metrics::default();
     let clock = Clock::default();
-    let facts = MachineFacts::read(&config.state_dir);
+    let facts = MachineFacts::read(&config.state_dir, config.eviction_hard);
     let (heartbeat, beats) = watch::channel(Instant::now());
     let mut tasks = JoinSet::new();
 

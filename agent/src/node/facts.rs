@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::eviction::Thresholds;
+
 /// What does not change while the machine runs.
 #[derive(Clone, Debug)]
 pub struct MachineFacts {
@@ -16,9 +18,10 @@ pub struct MachineFacts {
     /// In Go's words: `amd64`, `arm64`.
     pub architecture: &'static str,
     state_dir: PathBuf,
+    thresholds: Thresholds,
 }
 
-/// Which resources run short, by the kubelet's default thresholds.
+/// Which resources run short, by the node's thresholds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
     pub memory: bool,
@@ -26,12 +29,10 @@ pub struct Pressure {
     pub pid: bool,
 }
 
-const MEMORY_THRESHOLD: u64 = 100 << 20;
-
 impl MachineFacts {
     /// Reads the facts. What a machine does not tell stays empty.
     #[must_use]
-    pub fn read(state_dir: &Path) -> Self {
+    pub fn read(state_dir: &Path, thresholds: Thresholds) -> Self {
         let text = |path: &str| {
             std::fs::read_to_string(path)
                 .map(|text| text.trim().to_owned())
@@ -58,13 +59,20 @@ impl MachineFacts {
                 other => other,
             },
             state_dir: state_dir.to_path_buf(),
+            thresholds,
         }
     }
 
-    /// What pods may request: the kubelet's default hard eviction threshold is kept free.
+    /// What pods may request: the hard eviction threshold is kept free.
     #[must_use]
     pub fn allocatable_memory(&self) -> u64 {
-        self.memory_bytes.saturating_sub(MEMORY_THRESHOLD)
+        self.memory_bytes - self.thresholds.reserved_memory(self.memory_bytes)
+    }
+
+    /// What pods may request of the disk.
+    #[must_use]
+    pub fn allocatable_disk(&self) -> u64 {
+        self.disk_bytes - self.thresholds.reserved_disk(self.disk_bytes)
     }
 
     /// Reads what is short now.
@@ -82,13 +90,17 @@ impl MachineFacts {
             .zip(number("/proc/sys/kernel/threads-max"))
             .map(|(pids, threads)| pids.min(threads));
         Pressure {
-            memory: available.is_some_and(|bytes| bytes < MEMORY_THRESHOLD),
+            memory: available
+                .is_some_and(|bytes| self.thresholds.memory_is_short(bytes, self.memory_bytes)),
             disk: disk.is_some_and(|disk| {
-                disk.free * 10 < disk.total || disk.files > 0 && disk.files_free * 20 < disk.files
+                self.thresholds.disk_is_short(disk.free, disk.total)
+                    || self
+                        .thresholds
+                        .inodes_are_short(disk.files_free, disk.files)
             }),
             pid: tasks
                 .zip(limit)
-                .is_some_and(|(tasks, limit)| tasks + limit / 10 > limit),
+                .is_some_and(|(tasks, limit)| self.thresholds.pids_are_short(tasks, limit)),
         }
     }
 }
@@ -144,7 +156,7 @@ mod tests {
             os_image("ID=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"),
             "Debian GNU/Linux 12"
         );
-        let facts = MachineFacts::read(Path::new("/var/lib/not-there-yet"));
+        let facts = MachineFacts::read(Path::new("/var/lib/not-there-yet"), Thresholds::default());
         assert!(facts.cpu_count > 0 && facts.memory_bytes > 0 && facts.disk_bytes > 0);
     }
 }

@@ -277,6 +277,11 @@ pub(super) fn agent(node: &NodeLayout, binaries: &Binaries, options: &Options) -
         .arg(node.bpffs_root())
         .arg("--state-dir")
         .arg(node.agent_dir())
+        // A developer's disk is often fuller than a server's; that must not keep pods from running.
+        .args([
+            "--eviction-hard",
+            "memory.available<100Mi,nodefs.available<1%",
+        ])
         .arg("--run-dir")
         .arg(node.agent_run_dir())
         .arg("--log-dir")
