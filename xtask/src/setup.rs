@@ -45,6 +45,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     if options.check {
+        if !apt::is_available() {
+            return Err(instructions(&missing));
+        }
+        println!("setup would do this:");
+        for one in &missing {
+            println!("  {:<18} {}", one.name, one.source.plan());
+        }
         bail!("{} missing: {}", missing.len(), names(&missing));
     }
     install(scope, &missing)?;
@@ -171,6 +178,8 @@ fn instructions(missing: &[&Requirement]) -> anyhow::Error {
 /// else rustup's nightly, which is a different one every day.
 fn install_ebpf_compiler() -> Result<()> {
     const DEBIAN: [&str; 2] = ["rustc-web", "rust-web-src"];
+    // Without package lists, as in a new container, apt would know no candidate.
+    apt::update()?;
     if apt::has_candidate("rustc-web") && apt::has_candidate("llvm-22-dev") {
         println!("==> eBPF compiler: Debian's rustc-web with the source of core");
         return apt::install(&DEBIAN);

@@ -22,10 +22,15 @@ pub(super) fn has_candidate(package: &str) -> bool {
         .any(|candidate| candidate != "(none)")
 }
 
+/// Reads the package lists.
+pub(super) fn update() -> Result<()> {
+    show(as_root("apt-get")?.args(["-q", "update"])).context("cannot read the package lists")
+}
+
 /// Installs packages. Those that are there already cost nothing.
 pub(super) fn install(packages: &[&str]) -> Result<()> {
     println!("==> installing {}", packages.join(" "));
-    show(as_root("apt-get")?.args(["-q", "update"])).context("cannot read the package lists")?;
+    update()?;
     let mut command = as_root("apt-get")?;
     command
         .args(["-q", "-y", "--no-install-recommends", "install"])

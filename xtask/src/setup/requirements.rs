@@ -43,6 +43,35 @@ pub(super) enum Source {
     Cargo(&'static str),
 }
 
+impl Source {
+    /// What setup would do, for `--check`.
+    pub(super) fn plan(&self) -> String {
+        match self {
+            Self::Packages(packages) => format!("apt-get install {}", packages.join(" ")),
+            Self::Suite {
+                suite,
+                package,
+                folder,
+            } => {
+                format!("unpack {package} of Debian {suite} below target/tools/{folder}")
+            }
+            Self::Own { package, folder } => {
+                format!("unpack {package} of this system's suite below target/tools/{folder}")
+            }
+            Self::EbpfCompiler => {
+                "apt-get install rustc-web rust-web-src where apt has them with LLVM 22, else \
+                 rustup's nightly with rust-src"
+                    .to_owned()
+            }
+            Self::BpfLinker => {
+                "cargo install bpf-linker (for Debian's compiler with apt-get install llvm-22-dev)"
+                    .to_owned()
+            }
+            Self::Cargo(name) => format!("cargo install {name}"),
+        }
+    }
+}
+
 /// One thing that is needed.
 #[derive(Debug)]
 pub(super) struct Requirement {
@@ -272,6 +301,28 @@ mod tests {
     fn every_requirement_says_what_it_is_for_and_how_to_get_it() {
         for requirement in all() {
             assert!(!requirement.why.is_empty() && !requirement.hint.is_empty());
+        }
+    }
+
+    #[test]
+    fn every_requirement_says_what_setup_would_install() {
+        let plan = |name: &str| {
+            let found = all().iter().find(|one| one.name == name);
+            found.expect("it is in the list").source.plan()
+        };
+        assert_eq!(plan("ip"), "apt-get install iproute2");
+        assert_eq!(plan("C compiler"), "apt-get install gcc libc6-dev");
+        assert_eq!(plan("cargo-deny"), "cargo install cargo-deny");
+        assert_eq!(
+            plan("kubectl 1.36"),
+            "unpack kubectl of Debian sid below target/tools/kubectl-1.36"
+        );
+        for requirement in all() {
+            let plan = requirement.source.plan();
+            assert!(
+                plan.contains("install ") || plan.contains("unpack "),
+                "{plan}"
+            );
         }
     }
 
