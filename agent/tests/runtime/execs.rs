@@ -20,7 +20,7 @@ async fn read(stream: impl AsyncRead + Unpin) -> String {
     let mut text = String::new();
     let mut stream = stream;
     let reading = stream.read_to_string(&mut text);
-    tokio::time::timeout(Duration::from_secs(20), reading)
+    tokio::time::timeout(Duration::from_secs(60), reading)
         .await
         .expect("an end")
         .unwrap();
@@ -109,15 +109,19 @@ async fn a_terminal_has_one_stream_a_size_and_an_end_of_input() {
         tty: true,
         ..request(
             &id,
-            &["sh", "-c", "read x; stty size; tty; echo $TERM >&2; exit 9"],
+            // The size is applied by a task of its own, soon and not at once.
+            &[
+                "sh",
+                "-c",
+                "read x; until stty size | grep '45 123'; do sleep 0.1; done; tty; \
+                 echo $TERM >&2; exit 9",
+            ],
         )
     };
     let mut session = runtime.exec(request).await.unwrap();
     assert!(session.stderr.is_none());
     session.resize.send((123, 45)).await.unwrap();
     let mut stdin = session.stdin.take().unwrap();
-    // The size is applied by a task of its own: give it the time a person would.
-    tokio::time::sleep(Duration::from_millis(300)).await;
     stdin.write_all(b"go\n").await.unwrap();
     let (out, _, code) = outcome(session).await;
     assert_eq!(code, 9);

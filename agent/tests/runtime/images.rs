@@ -54,7 +54,7 @@ impl Registry {
         let mut process = Process::start("registry", command, None, &log).unwrap();
         let ready = || TcpStream::connect(&authority).is_ok();
         process
-            .wait_until("its port", Duration::from_secs(20), ready)
+            .wait_until("its port", Duration::from_secs(60), ready)
             .unwrap();
         Some(Self {
             process,

@@ -40,7 +40,7 @@ async fn a_new_agent_adopts_containers_and_no_line_of_their_logs_is_lost() {
     let begin = std::time::Instant::now();
     let adopted = container(&second, "main").await;
     assert!(
-        begin.elapsed() < Duration::from_secs(1),
+        begin.elapsed() < Duration::from_secs(10),
         "adopting took {:?}",
         begin.elapsed()
     );
@@ -204,7 +204,7 @@ async fn containers_outlive_a_killed_containerd_and_the_driver_finds_it_again() 
     let mut changes = runtime.changes();
     changes.borrow_and_update();
     world.start_containerd();
-    tokio::time::timeout(Duration::from_secs(10), changes.changed())
+    tokio::time::timeout(Duration::from_secs(60), changes.changed())
         .await
         .unwrap()
         .unwrap();

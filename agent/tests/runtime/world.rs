@@ -17,11 +17,13 @@ use tholepin_agent::runtime::{
     ContainerExit, ContainerSpec, ContainerState, PodIdentity, RealizedContainer, ResourceLimits,
     Runtime, SandboxSpec,
 };
+use tholepin_harness::cleanup::ShimTraces;
 use tholepin_harness::image::{Image, Recipe};
 use tholepin_harness::{Process, skip, tools};
 
 pub(crate) const BUSYBOX: &str = "tholepin.test/busybox:1";
-const LIMIT: Duration = Duration::from_secs(20);
+/// Generous: a test of a loaded machine must not fail because the machine is loaded.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One containerd, its directories and its cgroup.
 pub(crate) struct World {
@@ -272,6 +274,7 @@ impl Drop for World {
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
         }
         let end = Instant::now() + LIMIT;
+        let traces = ShimTraces::of_containerd(&self.path("state"));
         let kill_all = |pids: Vec<i32>| {
             pids.iter()
                 .for_each(|pid| _ = kill(Pid::from_raw(*pid), Signal::SIGKILL).ok());
@@ -301,7 +304,7 @@ impl Drop for World {
                 .for_each(|cgroup| remove_cgroup(cgroup));
             pause();
         }
-        // The shims' sockets are named by a hash; those of dead shims refuse connections.
+        traces.remove();
     }
 }
 

@@ -124,14 +124,14 @@ async fn watchers_of_both_strategies_see_the_pods_of_their_node() {
             .create_subresource("binding", "live", &PostParams::default(), &binding)
             .await
             .unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), mine.next());
+        let next = tokio::time::timeout(Duration::from_secs(60), mine.next());
         let Some(Ok(watcher::Event::Apply(live))) = next.await.expect("an event in time") else {
             panic!("the binding did not reach the node's watch")
         };
         assert_eq!(live.metadata.name.as_deref(), Some("live"));
         let now = DeleteParams::default().grace_period(0);
         pods.delete("live", &now).await.unwrap();
-        let next = tokio::time::timeout(Duration::from_secs(10), mine.next());
+        let next = tokio::time::timeout(Duration::from_secs(60), mine.next());
         assert!(matches!(
             next.await.expect("in time"),
             Some(Ok(watcher::Event::Delete(_)))

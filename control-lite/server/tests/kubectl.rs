@@ -243,7 +243,7 @@ async fn kubectl_watches_with_one_header() {
 }
 
 async fn next_line<R: tokio::io::AsyncBufRead + Unpin>(lines: &mut tokio::io::Lines<R>) -> String {
-    tokio::time::timeout(Duration::from_secs(10), lines.next_line())
+    tokio::time::timeout(Duration::from_secs(60), lines.next_line())
         .await
         .expect("a line in time")
         .unwrap()

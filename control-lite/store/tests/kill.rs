@@ -128,7 +128,7 @@ fn run_child_and_kill(folder: &Path, after: Duration) -> Vec<String> {
         lines
     });
     started
-        .recv_timeout(Duration::from_secs(30))
+        .recv_timeout(Duration::from_secs(60))
         .expect("the child starts to write");
     // The kill has to come at a moment that has nothing to do with the child's own events.
     std::thread::park_timeout(after);

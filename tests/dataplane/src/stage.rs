@@ -16,6 +16,7 @@ use tholepin_ebpf_abi::names::{self, HOST_MAC, OVERLAY_SOURCE_MAC};
 use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
 use tholepin_ebpf_abi::*;
 use tholepin_ebpf_object::OBJECT;
+use tholepin_harness::skip;
 
 use crate::wire::{Packet, end};
 
@@ -116,17 +117,9 @@ pub fn stage() -> Option<Stage> {
 
 /// A stage with other globals.
 pub fn stage_with(globals: Globals) -> Option<Stage> {
-    let root = nix::unistd::geteuid().is_root();
-    if root {
-        return Some(Stage::load(globals).unwrap_or_else(|error| panic!("{error:?}")));
-    }
-    let ci = std::env::var("CI").is_ok_and(|value| value == "1" || value == "true");
-    assert!(
-        !ci,
-        "eBPF programs can only be loaded as root, and CI must load them"
-    );
-    eprintln!("SKIPPED: eBPF programs can only be loaded as root");
-    None
+    // eBPF programs can only be loaded as root.
+    skip::unless(skip::root())?;
+    Some(Stage::load(globals).unwrap_or_else(|error| panic!("{error:?}")))
 }
 
 impl Stage {

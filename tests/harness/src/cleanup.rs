@@ -243,32 +243,41 @@ fn unmount_below(dirs: &[&Path]) -> Result<()> {
 /// What shims and runc leave outside the cluster's folders when they are killed: listening sockets, and
 /// runc's state of each container. Both are named in the bundles.
 #[derive(Debug, Default)]
-struct ShimTraces(Vec<PathBuf>);
+pub struct ShimTraces(Vec<PathBuf>);
 
 impl ShimTraces {
+    /// Those of the nodes of a cluster.
     fn collect(run_dir: &Path) -> Self {
+        let of_nodes = read_dir(run_dir)
+            .into_iter()
+            .flat_map(|node| Self::of_containerd(&node.join("containerd")).0);
+        Self(of_nodes.collect())
+    }
+
+    /// Those of one containerd, by its state folder, as long as its bundles are there.
+    #[must_use]
+    pub fn of_containerd(state: &Path) -> Self {
         let mut traces = Self::default();
-        for node in read_dir(run_dir) {
-            let bundles = node
-                .join("containerd/io.containerd.runtime.v2.task")
-                .join(containerd::NAMESPACE);
-            for bundle in read_dir(&bundles) {
-                for file in ["address", "bootstrap.json"] {
-                    let text = fs::read_to_string(bundle.join(file)).unwrap_or_default();
-                    traces.0.extend(shim_sockets(&text));
-                }
-                let name = bundle.file_name().expect("a directory entry has a name");
-                traces.0.push(
-                    Path::new("/run/containerd/runc")
-                        .join(containerd::NAMESPACE)
-                        .join(name),
-                );
+        let bundles = state
+            .join("io.containerd.runtime.v2.task")
+            .join(containerd::NAMESPACE);
+        for bundle in read_dir(&bundles) {
+            for file in ["address", "bootstrap.json"] {
+                let text = fs::read_to_string(bundle.join(file)).unwrap_or_default();
+                traces.0.extend(shim_sockets(&text));
             }
+            let name = bundle.file_name().expect("a directory entry has a name");
+            traces.0.push(
+                Path::new("/run/containerd/runc")
+                    .join(containerd::NAMESPACE)
+                    .join(name),
+            );
         }
         traces
     }
 
-    fn remove(&self) {
+    /// Removes them; only after the shims have ended.
+    pub fn remove(&self) {
         for path in &self.0 {
             let outcome = if path.is_dir() {
                 fs::remove_dir_all(path)

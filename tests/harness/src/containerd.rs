@@ -92,7 +92,7 @@ pub fn start(node: &NodeLayout, containerd: &Versioned) -> Result<Process> {
         &node.log("containerd"),
     )?;
     let socket = node.containerd_socket();
-    process.wait_until("its socket", Duration::from_secs(20), || {
+    process.wait_until("its socket", Duration::from_secs(60), || {
         UnixStream::connect(&socket).is_ok()
     })?;
     Ok(process)

@@ -40,7 +40,7 @@ pub fn start(layout: &Layout) -> Result<Process> {
     let fabric = layout.id.fabric();
     let log = layout.log_dir().join("registry.log");
     let mut process = Process::start("registry", command, Some(&fabric), &log)?;
-    process.wait_until("its port", Duration::from_secs(20), || {
+    process.wait_until("its port", Duration::from_secs(60), || {
         netns::inside(&fabric, || {
             TcpStream::connect((FABRIC_IPV4, REGISTRY_PORT)).is_ok()
         })

@@ -154,7 +154,7 @@ impl Lines {
                 return Some(serde_json::from_slice(&line).unwrap());
             }
             let waiting = self.body.frame();
-            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), waiting);
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(60), waiting);
             match frame.await.expect("an answer in time") {
                 Some(frame) => self.buffer.extend_from_slice(frame.unwrap().data_ref()?),
                 None => return None,
