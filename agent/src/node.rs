@@ -99,6 +99,12 @@ async fn report(context: Arc<NodeContext>) {
         "Starting",
         "Starting kubelet.",
     );
+    if let Some(message) = reboot_of(&node, &context.facts, &context.name) {
+        let subject = subject.clone();
+        context
+            .recorder
+            .record(subject, Severity::Warning, "Rebooted", message);
+    }
     let mut conditions: Vec<NodeCondition> = previous_conditions(&node);
     let mut written: Option<(Value, Instant)> = None;
     let mut first = true;
@@ -106,21 +112,11 @@ async fn report(context: Arc<NodeContext>) {
     loop {
         let mut fresh = conditions_now(&context, &conditions).await;
         problem_since = stay_ready(&conditions, &mut fresh, problem_since, Instant::now());
-        for (reason, status) in [("NodeReady", true), ("NodeNotReady", false)] {
-            let was = conditions
-                .iter()
-                .find(|c| c.kind == "Ready")
-                .map(|c| c.status);
-            let is = fresh
-                .iter()
-                .find(|c| c.kind == "Ready")
-                .is_some_and(|c| c.status);
-            if is == status && was != Some(is) && (was.is_some() || is) {
-                let message = format!("Node {} status is now: {reason}", context.name);
-                context
-                    .recorder
-                    .record(subject.clone(), Severity::Normal, reason, message);
-            }
+        for reason in turned(&conditions, &fresh) {
+            let message = format!("Node {} status is now: {reason}", context.name);
+            context
+                .recorder
+                .record(subject.clone(), Severity::Normal, reason, message);
         }
         conditions = fresh;
         let status = status_of(&context, &conditions).await;
@@ -189,6 +185,49 @@ fn stay_ready(
         ready.clone_from(was_ready);
     }
     Some(since)
+}
+
+/// Reasons of the events about conditions that are not what they were. At first sight a node that is not
+/// ready yet is not worth an event, as in the kubelet.
+fn turned(before: &[NodeCondition], now: &[NodeCondition]) -> Vec<&'static str> {
+    let status = |conditions: &[NodeCondition], kind: &str| {
+        let found = conditions.iter().find(|condition| condition.kind == kind);
+        found.map(|condition| condition.status)
+    };
+    let names = [
+        (
+            "MemoryPressure",
+            "NodeHasInsufficientMemory",
+            "NodeHasSufficientMemory",
+        ),
+        (
+            "DiskPressure",
+            "NodeHasDiskPressure",
+            "NodeHasNoDiskPressure",
+        ),
+        (
+            "PIDPressure",
+            "NodeHasInsufficientPID",
+            "NodeHasSufficientPID",
+        ),
+        ("Ready", "NodeReady", "NodeNotReady"),
+    ];
+    names
+        .into_iter()
+        .filter_map(|(kind, when_true, when_false)| {
+            let (was, is) = (status(before, kind), status(now, kind)?);
+            let is_first_not_ready = kind == "Ready" && was.is_none() && !is;
+            let reason = if is { when_true } else { when_false };
+            (was != Some(is) && !is_first_not_ready).then_some(reason)
+        })
+        .collect()
+}
+
+/// The machine was started anew since the Node was last written: an event, as upstream's.
+fn reboot_of(node: &Node, facts: &MachineFacts, name: &str) -> Option<String> {
+    let info = node.status.as_ref()?.node_info.as_ref()?;
+    let is_other = !info.boot_id.is_empty() && info.boot_id != facts.boot_id;
+    is_other.then(|| format!("Node {name} has been rebooted, boot id: {}", facts.boot_id))
 }
 
 fn labels(context: &NodeContext) -> Value {
@@ -269,37 +308,36 @@ async fn conditions_now(context: &NodeContext, before: &[NodeCondition]) -> Vec<
     } else {
         problems.join(", ")
     };
-    let text = |bad: bool, what: &str, reason: &str| {
-        if bad {
-            (
-                format!("KubeletHas{reason}Pressure"),
-                format!("kubelet has {what} pressure"),
-            )
-        } else {
-            (String::new(), String::new())
-        }
+    let text = |bad: bool, when_bad: [&str; 2], else_: [&str; 2]| {
+        let [reason, message] = if bad { when_bad } else { else_ };
+        (reason.to_owned(), message.to_owned())
     };
-    let or = |pair: (String, String), reason: &str, message: &str| {
-        if pair.0.is_empty() {
-            (reason.to_owned(), message.to_owned())
-        } else {
-            pair
-        }
-    };
-    let memory_text = or(
-        text(memory, "insufficient memory", "InsufficientMemory"),
-        "KubeletHasSufficientMemory",
-        "kubelet has sufficient memory available",
+    let memory_text = text(
+        memory,
+        [
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+        ],
+        [
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ],
     );
-    let disk_text = or(
-        text(disk, "disk", "Disk"),
-        "KubeletHasNoDiskPressure",
-        "kubelet has no disk pressure",
+    let disk_text = text(
+        disk,
+        ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+        ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
     );
-    let pid_text = or(
-        text(pid, "insufficient PID", "InsufficientPID"),
-        "KubeletHasSufficientPID",
-        "kubelet has sufficient PID available",
+    let pid_text = text(
+        pid,
+        [
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+        ],
+        [
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ],
     );
     let ready_reason = if ready {
         "KubeletReady"
@@ -469,34 +507,4 @@ async fn renew(api: &Api<Lease>, name: &str) -> Result<(), kube::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ready(status: bool) -> Vec<NodeCondition> {
-        vec![NodeCondition {
-            kind: "Ready",
-            status,
-            reason: String::new(),
-            message: String::new(),
-            transition: SystemTime::UNIX_EPOCH,
-        }]
-    }
-
-    #[test]
-    fn a_ready_node_stays_ready_until_a_problem_has_lasted() {
-        let start = Instant::now();
-        let (mut early, mut late, mut well) = (ready(false), ready(false), ready(true));
-        let since = stay_ready(&ready(true), &mut early, None, start);
-        assert!(early[0].status);
-        let since = stay_ready(&ready(true), &mut late, since, start + NOT_READY_DELAY);
-        assert!(!late[0].status);
-        assert_eq!(stay_ready(&ready(false), &mut well, since, start), None);
-    }
-
-    #[test]
-    fn a_node_that_never_was_ready_does_not_become_it_by_waiting() {
-        let mut fresh = ready(false);
-        assert!(stay_ready(&[], &mut fresh, None, Instant::now()).is_some());
-        assert!(!fresh[0].status);
-    }
-}
+mod tests;

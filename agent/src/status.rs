@@ -344,3 +344,69 @@ fn terminated(exit: &Exit, container_id: &str) -> Value {
     }
     object
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// An API server that refuses every write with `code` and has a pod with `uid`, if any.
+    fn api(code: u16, uid: Option<&'static str>) -> KubePodApi {
+        let service = tower::service_fn(
+            move |request: http::Request<kube::client::Body>| async move {
+                let refusal = |code: u16| {
+                    json!({
+                        "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code,
+                        "reason": if code == 404 { "NotFound" } else { "Conflict" }, "message": "no",
+                    })
+                };
+                let (code, body) = match (request.method() == http::Method::GET, uid) {
+                    (false, _) => (code, refusal(code)),
+                    (true, None) => (404, refusal(404)),
+                    (true, Some(uid)) => (
+                        200,
+                        json!({
+                            "apiVersion": "v1", "kind": "Pod",
+                            "metadata": {"name": "web", "namespace": "default", "uid": uid},
+                        }),
+                    ),
+                };
+                let body = Full::new(bytes::Bytes::from(body.to_string()));
+                let response = http::Response::builder().status(code).body(body);
+                Ok::<_, std::convert::Infallible>(response.unwrap())
+            },
+        );
+        KubePodApi::new(Client::new(service, "default"))
+    }
+
+    #[tokio::test]
+    async fn a_conflict_means_gone_only_if_the_name_is_another_pods() {
+        let pod = PodIdentity {
+            uid: "ours".to_owned(),
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
+        for (code, uid, is_gone) in [
+            (404, None, true),
+            (409, None, true),
+            (409, Some("another"), true),
+            (409, Some("ours"), false),
+            (500, Some("ours"), false),
+        ] {
+            let api = api(code, uid);
+            let written = api.patch_status(&pod, &json!({})).await;
+            assert_eq!(
+                written.is_ok_and(|it| it == Written::Gone),
+                is_gone,
+                "{code} {uid:?}"
+            );
+            let deleted = api.delete_now(&pod).await;
+            assert_eq!(
+                deleted.is_ok_and(|it| it == Written::Gone),
+                is_gone,
+                "{code} {uid:?}"
+            );
+        }
+    }
+}
