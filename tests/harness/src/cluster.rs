@@ -26,9 +26,11 @@ pub struct Options {
     pub id: ClusterId,
     /// How many nodes.
     pub nodes: u8,
-    /// The containerd version, `1.6` or `2.1`; the first found by default.
+    /// The containerd version, `1.6` or `2.1`; by default what `THOLEPIN_CONTAINERD` says, else the
+    /// first found.
     pub containerd: Option<String>,
-    /// The kubectl version, `1.32` or `1.36`; the first found by default.
+    /// The kubectl version, `1.32` or `1.36`; by default what `THOLEPIN_KUBECTL` says, else the first
+    /// found.
     pub kubectl: Option<String>,
     /// The programs; built (debug) by default.
     pub binaries: Option<Binaries>,
@@ -49,8 +51,8 @@ impl Default for Options {
         Self {
             id: ClusterId::random(),
             nodes: 2,
-            containerd: None,
-            kubectl: None,
+            containerd: std::env::var("THOLEPIN_CONTAINERD").ok(),
+            kubectl: std::env::var("THOLEPIN_KUBECTL").ok(),
             binaries: None,
             leave_running: false,
             registry: false,
