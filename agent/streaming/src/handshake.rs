@@ -37,7 +37,9 @@ impl Protocol {
 /// not copied: nothing is forbidden here).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    #[error("you must use a WebSocket upgrade: missing or wrong header `{header}`")]
+    #[error(
+        "Upgrade request required: this server speaks WebSocket (v5.channel.k8s.io, v4.channel.k8s.io); missing or wrong header `{header}`"
+    )]
     NotWebSocket { header: HeaderName },
     #[error("unsupported WebSocket version: only 13 is supported")]
     Version,

@@ -84,6 +84,14 @@ async fn kubelet(listener: TcpListener, tls: TlsAcceptor, seen: Seen) {
 
 fn answer(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
+    if path.starts_with("/exec/") && !request.headers().contains_key("upgrade") {
+        // The node looks for the container before it looks for an upgrade.
+        let text = "container c in pod p is not running";
+        return Response::builder()
+            .status(400)
+            .body(Full::from(text))
+            .unwrap();
+    }
     if path.starts_with("/exec/") {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
@@ -197,7 +205,8 @@ async fn an_exec_connection_is_relayed_both_ways() {
         body["message"]
             .as_str()
             .unwrap()
-            .contains("Upgrade request required")
+            .contains("container c in pod p is not running"),
+        "the fallback must not hide the node's reason: {body}"
     );
 }
 

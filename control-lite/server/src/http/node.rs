@@ -78,9 +78,11 @@ impl NodeProxy {
         request: &mut Request<Incoming>,
     ) -> ApiResult<Response<Body>> {
         if !tholepin_streaming::is_websocket_upgrade(request.headers()) {
-            return Err(ApiError::bad_request(
-                "Upgrade request required: this server speaks WebSocket (v5.channel.k8s.io)",
-            ));
+            // kubectl falls back to SPDY whatever the node said to its WebSocket, and shows the last
+            // answer only. So that this is the reason, the node is asked again: without an upgrade it
+            // looks for the container but runs nothing.
+            let answer = connect::get(&self.tls, target).await?;
+            return Err(refusal(target, answer).await);
         }
         let stream = connect::tls(&self.tls, target).await?;
         let uri = target.uri.clone();
