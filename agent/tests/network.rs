@@ -136,12 +136,16 @@ fn every_path_works(cluster: &Cluster) {
         for (client, server) in [("a1", "a2"), ("a1", "b1"), ("b1", "a1")] {
             let to = SocketAddr::new(cluster.address(server, family), 8080);
             let netns = cluster.pod_netns(client);
-            assert_eq!(tcp_ask(&netns, to).unwrap(), server, "{client} -> {to} tcp");
-            assert_eq!(
-                udp_ask(&netns, None, to).unwrap(),
-                server,
-                "{client} -> {to} udp"
-            );
+            let answers = [
+                ("tcp", tcp_ask(&netns, to)),
+                ("udp", udp_ask(&netns, None, to)),
+            ];
+            for (protocol, answer) in answers {
+                let answer = answer.unwrap_or_else(|error| {
+                    panic!("{client} -> {server} at {to}, {protocol}: {error}")
+                });
+                assert_eq!(answer, server, "{client} -> {to}, {protocol}");
+            }
         }
         let service = socket([WEB, WEB6][family], 80);
         for from in [
