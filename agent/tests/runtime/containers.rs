@@ -369,7 +369,9 @@ async fn logs_are_rotated_by_size_and_the_oldest_parts_go() {
     };
     let runtime = ContainerdRuntime::new(config).unwrap();
     runtime.ensure_sandbox(&world.sandbox("l")).await.unwrap();
-    let spec = world.shell("l", "main", "seq 1 60000");
+    // In bursts with pauses: a file is rotated between two reads, and one read may take all there is.
+    let bursts = "for i in 0 1 2 3 4 5 6 7 8 9; do seq $((i * 6000 + 1)) $((i * 6000 + 6000)); sleep 0.2; done";
+    let spec = world.shell("l", "main", bursts);
     runtime.start_container(&spec).await.unwrap();
     exit_of(&runtime, "main").await;
     let mut files = log_file::rotated(&spec.log_path).unwrap();
