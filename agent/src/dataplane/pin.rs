@@ -107,6 +107,24 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
         names::FRAGMENTS => {
             layout::<abi::FragmentKey, abi::FragmentValue>(LruHash, names::FRAGMENTS_CAPACITY, 0)
         }
+        names::AFFINITY => {
+            layout::<abi::AffinityKey, abi::AffinityValue>(LruHash, names::AFFINITY_CAPACITY, 0)
+        }
+        names::SOURCE_RANGES => layout::<abi::SourceRangeKey, abi::SourceRangeValue>(
+            LpmTrie,
+            names::SOURCE_RANGES_CAPACITY,
+            NO_PREALLOC,
+        ),
+        names::POLICY_PEERS => layout::<abi::PolicyPeerKey, abi::PolicyPeerValue>(
+            LpmTrie,
+            names::POLICY_PEERS_CAPACITY,
+            NO_PREALLOC,
+        ),
+        names::POLICY_PORTS => layout::<abi::PolicyPortKey, abi::PolicyPortValue>(
+            LpmTrie,
+            names::POLICY_PORTS_CAPACITY,
+            NO_PREALLOC,
+        ),
         names::DROPS => {
             layout::<u32, u64>(PerCpuArray, abi::drop_reason::DROP_REASON_SLOTS as usize, 0)
         }

@@ -42,11 +42,14 @@ impl FlowKey {
 }
 
 map_type! {
-    /// Value of `CONNTRACK`: one direction of a translated flow.
+    /// Value of `CONNTRACK`: one direction of a tracked flow.
     pub struct ConntrackEntry {
-        /// When a packet of this direction was last seen, in nanoseconds of the coarse monotonic
-        /// clock. Refreshed at most once per [`REFRESH_NS`], and then in both halves.
-        pub last_seen_ns: u64,
+        /// When a packet of this direction was last seen, in ticks of the coarse monotonic clock.
+        /// Refreshed at most once per tick, and then in both halves.
+        pub last_seen: u32,
+        /// [`crate::WorkloadValue::policy_generation`] of the pods that judged the flow (source's
+        /// and destination's, added) when it was allowed; 0 while no policy had a say.
+        pub policy_generation: u32,
         /// Source after translation.
         pub source: Address,
         /// Destination after translation.
@@ -93,13 +96,27 @@ pub const FLOW_SEEN: u32 = 1 << 6;
 /// address; the last is 65,535. The agent reserves them, so that the kernel gives none to a socket.
 pub const MASQUERADE_FIRST_PORT: u16 = 0xf000;
 
-/// Granularity of [`ConntrackEntry::last_seen_ns`].
-pub const REFRESH_NS: u64 = 1_000_000_000;
+/// NetworkPolicy: the flow is tracked for its verdict only and not translated. Both halves are
+/// there, so answers are let through.
+pub const FLOW_DIRECT: u32 = 1 << 7;
+/// The flow came through the overlay as its client sent it, by a node that is no end of it; the
+/// answers go straight to the client (direct server return).
+pub const FLOW_DSR: u32 = 1 << 8;
+
+/// One tick is 2^30 ns, about 1.07 s: what [`ConntrackEntry::last_seen`] counts.
+pub const TICK_SHIFT: u32 = 30;
+
+/// The ticks that make up at least `seconds`.
+#[must_use]
+pub const fn ticks(seconds: u64) -> u32 {
+    ((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as u32
+}
+
 /// A UDP flow idle for longer is a new flow, as with the kernel's own connection tracking.
-pub const UDP_IDLE_NS: u64 = 120 * 1_000_000_000;
+pub const UDP_IDLE: u32 = ticks(120);
 /// A TCP flow that never got past its SYN is dead after this.
-pub const TCP_OPENING_IDLE_NS: u64 = 120 * 1_000_000_000;
+pub const TCP_OPENING_IDLE: u32 = ticks(120);
 /// A TCP flow that has seen a FIN or an RST is dead after this.
-pub const TCP_CLOSING_IDLE_NS: u64 = 120 * 1_000_000_000;
+pub const TCP_CLOSING_IDLE: u32 = ticks(120);
 /// An established TCP flow idle for longer is dead: five days, the kernel's default.
-pub const TCP_ESTABLISHED_IDLE_NS: u64 = 5 * 24 * 3600 * 1_000_000_000;
+pub const TCP_ESTABLISHED_IDLE: u32 = ticks(5 * 24 * 3600);

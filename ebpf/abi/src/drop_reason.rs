@@ -51,6 +51,10 @@ drop_reasons! {
     RewriteFailed = 15, "rewrite_failed", "The kernel refused to change the packet.";
     TunnelFailed = 16, "tunnel_failed", "The kernel refused the tunnel key.";
     UnsupportedProtocol = 17, "unsupported_protocol", "A transport protocol Services cannot carry, sent to a Service address.";
+    PolicyIngress = 18, "policy_ingress", "No NetworkPolicy of the destination allows it.";
+    PolicyEgress = 19, "policy_egress", "No NetworkPolicy of the source allows it.";
+    SourceRange = 20, "source_range", "The client is in none of the Service's source ranges.";
+    UnknownFrontend = 21, "unknown_frontend", "Another node sent traffic for a Service that is not known here.";
 }
 
 /// Number of entries of `DROPS`: room for reasons of later versions within one ABI.

@@ -12,7 +12,7 @@
 )]
 
 /// Version of everything in this crate; the pin directory is `<bpffs-root>/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Declares a map key or value: `repr(C)`, comparable, zeroable, and provably without padding.
 macro_rules! map_type {
@@ -43,6 +43,7 @@ macro_rules! map_type {
     };
 }
 
+pub mod affinity;
 pub mod backend;
 pub mod byte_order;
 pub mod conntrack;
@@ -50,15 +51,20 @@ pub mod drop_reason;
 pub mod fragment;
 pub mod globals;
 pub mod names;
+pub mod policy;
 pub mod route;
 pub mod service;
+pub mod source_range;
 pub mod workload;
 
+pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{BackendKey, BackendValue, SlotKey, SlotValue};
 pub use byte_order::{Address, Be16, Be32};
 pub use conntrack::{ConntrackEntry, FlowKey};
 pub use drop_reason::DropReason;
 pub use fragment::{FragmentKey, FragmentValue};
+pub use policy::{PolicyPeerKey, PolicyPeerValue, PolicyPortKey, PolicyPortValue};
 pub use route::{RouteKey, RouteValue};
 pub use service::{FrontendKey, FrontendValue};
+pub use source_range::{SourceRangeKey, SourceRangeValue};
 pub use workload::{WorkloadKey, WorkloadValue};

@@ -14,11 +14,19 @@ pub const WORKLOADS: &str = "WORKLOADS";
 pub const POD_ROUTES: &str = "POD_ROUTES";
 /// `LRU_HASH`, [`crate::FragmentKey`] to [`crate::FragmentValue`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
+/// `LRU_HASH`, [`crate::AffinityKey`] to [`crate::AffinityValue`].
+pub const AFFINITY: &str = "AFFINITY";
+/// `LPM_TRIE`, [`crate::SourceRangeKey`] to [`crate::SourceRangeValue`].
+pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+/// `LPM_TRIE`, [`crate::PolicyPeerKey`] to [`crate::PolicyPeerValue`].
+pub const POLICY_PEERS: &str = "POLICY_PEERS";
+/// `LPM_TRIE`, [`crate::PolicyPortKey`] to [`crate::PolicyPortValue`].
+pub const POLICY_PORTS: &str = "POLICY_PORTS";
 /// `PERCPU_ARRAY`, [`crate::DropReason`] code to a packet count (`u64`).
 pub const DROPS: &str = "DROPS";
 
 /// Every pinned map.
-pub const MAPS: [&str; 8] = [
+pub const MAPS: [&str; 12] = [
     FRONTENDS,
     BACKEND_SLOTS,
     BACKENDS,
@@ -26,6 +34,10 @@ pub const MAPS: [&str; 8] = [
     WORKLOADS,
     POD_ROUTES,
     FRAGMENTS,
+    AFFINITY,
+    SOURCE_RANGES,
+    POLICY_PEERS,
+    POLICY_PORTS,
     DROPS,
 ];
 
@@ -56,6 +68,14 @@ pub const WORKLOADS_CAPACITY: usize = 4_096;
 pub const POD_ROUTES_CAPACITY: usize = 16_384;
 /// Default capacity of `FRAGMENTS`.
 pub const FRAGMENTS_CAPACITY: usize = 8_192;
+/// Default capacity of `AFFINITY`.
+pub const AFFINITY_CAPACITY: usize = 16_384;
+/// Default capacity of `SOURCE_RANGES`.
+pub const SOURCE_RANGES_CAPACITY: usize = 16_384;
+/// Default capacity of `POLICY_PEERS`.
+pub const POLICY_PEERS_CAPACITY: usize = 131_072;
+/// Default capacity of `POLICY_PORTS`.
+pub const POLICY_PORTS_CAPACITY: usize = 16_384;
 
 /// MAC of every host-side device of the pod network, on every node. One address everywhere means
 /// that what a pod sends is already addressed to whatever device it is redirected to.

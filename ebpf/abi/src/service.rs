@@ -12,7 +12,7 @@ map_type! {
         pub address: Address,
         /// The Service's port.
         pub port: Be16,
-        /// IANA protocol number: 6 or 17 (132 is reserved for later).
+        /// IANA protocol number: 6, 17 or 132.
         pub protocol: u8,
         /// One of the `SCOPE_*` values.
         pub scope: u8,
@@ -30,14 +30,32 @@ map_type! {
         pub local_count: u16,
         /// `FRONTEND_*` bits.
         pub flags: u16,
-        /// Zero.
-        pub _pad: u16,
+        /// Entries of the Maglev table, a prime; 0 without [`FRONTEND_MAGLEV`].
+        pub maglev_size: u16,
+        /// Seconds for which a client keeps its backend after its last new flow, with
+        /// [`FRONTEND_AFFINITY`].
+        pub affinity_timeout_s: u32,
     }
 }
 
-/// The scope of ClusterIP traffic: clients are pods and nodes.
+/// What pods and processes of nodes look up, for every kind of frontend.
 pub const SCOPE_CLUSTER: u8 = 0;
+/// What clients outside the cluster look up: NodePort, external, LoadBalancer and hostPort addresses.
+/// The same address has an entry in [`SCOPE_CLUSTER`] as well, because `externalTrafficPolicy` binds
+/// only clients that are no pods and no nodes.
+pub const SCOPE_EXTERNAL: u8 = 1;
 
 /// Only slots `0..local_count` may be chosen; with none of them but `backend_count > 0`, traffic
 /// is dropped and not spilled to other nodes (`internalTrafficPolicy: Local`).
 pub const FRONTEND_LOCAL_ONLY: u16 = 1;
+/// `sessionAffinity: ClientIP`: see `AFFINITY`.
+pub const FRONTEND_AFFINITY: u16 = 1 << 1;
+/// Only clients with an entry in `SOURCE_RANGES` may come in; others are dropped.
+pub const FRONTEND_SOURCE_RANGES: u16 = 1 << 2;
+/// The backend follows from the flow's tuple by the Maglev table and not from chance.
+pub const FRONTEND_MAGLEV: u16 = 1 << 3;
+/// Clients from outside get the node's address as source. Without it a remote backend's node is
+/// handed the packet as it is and answers the client itself (direct server return).
+pub const FRONTEND_MASQUERADE: u16 = 1 << 4;
+/// An address of this node (NodePort, hostPort): other nodes have the same port under theirs.
+pub const FRONTEND_NODE_PORT: u16 = 1 << 5;

@@ -41,26 +41,26 @@ pub const fn is_closing(flags_of_both: u32) -> bool {
     flags_of_both & (FLOW_FIN | FLOW_RST) != 0
 }
 
-/// How long a flow may be idle before it counts as over.
+/// How many ticks a flow may be idle before it counts as over.
 #[must_use]
 #[inline(always)]
-pub const fn idle_limit(protocol: u8, flags_of_both: u32) -> u64 {
+pub const fn idle_limit(protocol: u8, flags_of_both: u32) -> u32 {
     if protocol != TCP {
-        UDP_IDLE_NS
+        UDP_IDLE
     } else if is_closing(flags_of_both) {
-        TCP_CLOSING_IDLE_NS
+        TCP_CLOSING_IDLE
     } else if flags_of_both & FLOW_ESTABLISHED == 0 {
-        TCP_OPENING_IDLE_NS
+        TCP_OPENING_IDLE
     } else {
-        TCP_ESTABLISHED_IDLE_NS
+        TCP_ESTABLISHED_IDLE
     }
 }
 
 /// Whether a flow is over, so that its tuple may be given to another.
 #[must_use]
 #[inline(always)]
-pub const fn is_over(protocol: u8, flags_of_both: u32, idle_ns: u64) -> bool {
-    protocol == TCP && is_closing(flags_of_both) || idle_ns > idle_limit(protocol, flags_of_both)
+pub const fn is_over(protocol: u8, flags_of_both: u32, idle: u32) -> bool {
+    protocol == TCP && is_closing(flags_of_both) || idle > idle_limit(protocol, flags_of_both)
 }
 
 /// Whether the backend an entry was made for is still the one behind its id, and serves.
@@ -79,8 +79,8 @@ pub fn is_current(entry: &ConntrackEntry, backend: Option<&BackendValue>) -> boo
 /// that a stray packet provoked; one that opens a new connection on a used tuple does not.
 #[must_use]
 #[inline(always)]
-pub const fn syn_keeps_backend(flags_of_both: u32, idle_ns: u64, backend_is_current: bool) -> bool {
-    backend_is_current && !is_over(TCP, flags_of_both, idle_ns)
+pub const fn syn_keeps_backend(flags_of_both: u32, idle: u32, backend_is_current: bool) -> bool {
+    backend_is_current && !is_over(TCP, flags_of_both, idle)
 }
 
 #[cfg(test)]
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_retransmitted_syn_keeps_its_backend() {
-        assert!(syn_keeps_backend(FLOW_SYN, 3_000_000_000, true));
+        assert!(syn_keeps_backend(FLOW_SYN, ticks(3), true));
     }
 
     #[test]
@@ -156,9 +156,9 @@ mod tests {
 
     #[test]
     fn idle_flows_end_by_their_state() {
-        let hour = 3600 * 1_000_000_000;
+        let hour = ticks(3600);
         assert!(is_over(UDP, FLOW_SEEN, hour));
-        assert!(!is_over(UDP, FLOW_SEEN, 1_000_000_000));
+        assert!(!is_over(UDP, FLOW_SEEN, ticks(1)));
         assert!(is_over(TCP, FLOW_SYN, hour));
         assert!(!is_over(TCP, FLOW_SYN | FLOW_ESTABLISHED, hour));
         assert!(is_over(TCP, FLOW_SYN | FLOW_ESTABLISHED, 6 * 24 * hour));

@@ -158,7 +158,7 @@ pub const fn ports_of_word(word: u32) -> (Be16, Be16) {
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow {
     /// Clock.
-    pub now_ns: u64,
+    pub now: u32,
     /// The Service port.
     pub service_id: u32,
     /// The chosen backend.
@@ -177,7 +177,7 @@ impl NewFlow {
     #[inline(always)]
     pub fn forward_half(&self, flow: &FlowKey, to: &Translation) -> ConntrackEntry {
         ConntrackEntry {
-            last_seen_ns: self.now_ns,
+            last_seen: self.now,
             source: to.source,
             destination: to.destination,
             source_port: to.source_port,
@@ -196,7 +196,7 @@ impl NewFlow {
 #[inline(always)]
 pub const fn reply_half(flow: &FlowKey, forward: &ConntrackEntry) -> ConntrackEntry {
     ConntrackEntry {
-        last_seen_ns: forward.last_seen_ns,
+        last_seen: forward.last_seen,
         source: flow.destination,
         destination: flow.source,
         source_port: flow.destination_port,
@@ -268,7 +268,7 @@ mod tests {
     fn halves(flow: &FlowKey, backend: &BackendValue) -> (ConntrackEntry, FlowKey, ConntrackEntry) {
         let to = Translation::to_backend(flow, backend, flow.source);
         let new = NewFlow {
-            now_ns: 5,
+            now: 5,
             service_id: 1,
             backend_id: 2,
             backend_generation: 9,

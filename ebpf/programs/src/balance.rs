@@ -150,7 +150,7 @@ fn to_backend(
         scratch.translation = scratch.translation.masqueraded(source, skb::random());
     }
     let new = NewFlow {
-        now_ns: skb::now_ns(),
+        now: skb::now(),
         service_id: frontend.service_id,
         backend_id,
         backend_generation: backend.generation,
@@ -189,7 +189,7 @@ fn to_outside(skb: &Skb, scratch: &mut Scratch) -> Result<bool, DropReason> {
 fn track(scratch: &mut Scratch, ifindex: u32) {
     let flow = &scratch.packet.flow;
     let new = NewFlow {
-        now_ns: skb::now_ns(),
+        now: skb::now(),
         service_id: 0,
         backend_id: 0,
         backend_generation: 0,
@@ -328,8 +328,8 @@ fn may_take_over(key: &FlowKey, reply: &ConntrackEntry) -> bool {
     if Translation::of_entry(entry) == Translation::of_entry(reply) {
         return true;
     }
-    let idle_ns = reply.last_seen_ns.saturating_sub(entry.last_seen_ns);
-    if !flow::is_over(key.protocol, flags_of_both(key, owner), idle_ns) {
+    let idle = reply.last_seen.saturating_sub(entry.last_seen);
+    if !flow::is_over(key.protocol, flags_of_both(key, owner), idle) {
         return false;
     }
     // It may be gone already, which is as good.

@@ -1,6 +1,6 @@
 //! Packets of flows that are known already.
 
-use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, REFRESH_NS, UDP_IDLE_NS};
+use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, UDP_IDLE};
 use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
 use tholepin_ebpf_core::packet::TCP;
 use tholepin_ebpf_core::{Origin, Translation, flow, rewrite};
@@ -22,11 +22,11 @@ pub fn advance(
     origin: Origin,
 ) -> Result<(), DropReason> {
     let entry = half.entry();
-    let now_ns = skb::now_ns();
-    let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
+    let now = skb::now();
+    let idle = now.saturating_sub(entry.last_seen);
     if origin != Origin::Underlay
         && entry.flags & FLOW_REPLY == 0
-        && !keeps_backend(&scratch.packet, entry, now_ns, idle_ns)
+        && !keeps_backend(&scratch.packet, entry, now, idle)
     {
         return balance::again(skb, scratch, origin);
     }
@@ -36,18 +36,18 @@ pub fn advance(
         scratch.packet.flow.protocol,
         scratch.packet.tcp_flags,
     ));
-    if idle_ns > REFRESH_NS {
-        refresh(&scratch.packet.flow, now_ns);
+    if idle > 0 {
+        refresh(&scratch.packet.flow, now);
     }
     Ok(())
 }
 
 #[inline(always)]
-fn keeps_backend(packet: &Packet, entry: &ConntrackEntry, now_ns: u64, idle_ns: u64) -> bool {
+fn keeps_backend(packet: &Packet, entry: &ConntrackEntry, now: u32, idle: u32) -> bool {
     if packet.flow.protocol != TCP {
-        return idle_ns <= UDP_IDLE_NS && is_current(entry);
+        return idle <= UDP_IDLE && is_current(entry);
     }
-    !flow::opens(TCP, packet.tcp_flags) || syn_keeps_backend(&packet.flow, now_ns) != 0
+    !flow::opens(TCP, packet.tcp_flags) || syn_keeps_backend(&packet.flow, now) != 0
 }
 
 /// Whether the flow's backend is still there and serves. Flows that are only masqueraded have none.
@@ -58,14 +58,14 @@ fn is_current(entry: &ConntrackEntry) -> bool {
 
 /// Whether a SYN of a known flow keeps its backend.
 #[inline(never)]
-fn syn_keeps_backend(key: &FlowKey, now_ns: u64) -> u32 {
+fn syn_keeps_backend(key: &FlowKey, now: u32) -> u32 {
     let Some(half) = Half::find(key) else {
         return 0;
     };
     let entry = half.entry();
-    let idle_ns = now_ns.saturating_sub(entry.last_seen_ns);
+    let idle = now.saturating_sub(entry.last_seen);
     let flags = flags_of_both(key, half);
-    u32::from(flow::syn_keeps_backend(flags, idle_ns, is_current(entry)))
+    u32::from(flow::syn_keeps_backend(flags, idle, is_current(entry)))
 }
 
 /// The `FLOW_*` bits of both directions.
@@ -79,14 +79,14 @@ pub fn flags_of_both(key: &FlowKey, half: Half) -> u32 {
 /// Marks both halves as used, so that a flow of one direction does not lose the other to LRU
 /// eviction, and puts the other half back if it did. At most once a second for a flow.
 #[inline(never)]
-fn refresh(key: &FlowKey, now_ns: u64) -> u32 {
+fn refresh(key: &FlowKey, now: u32) -> u32 {
     let Some(half) = Half::find(key) else {
         return 0;
     };
-    half.set_last_seen(now_ns);
+    half.set_last_seen(now);
     let other_key = Translation::of_entry(half.entry()).reply_key(key.protocol);
     if let Some(other) = Half::find(&other_key) {
-        other.set_last_seen(now_ns);
+        other.set_last_seen(now);
         return 1;
     }
     let other = rewrite::other_half(key, half.entry());

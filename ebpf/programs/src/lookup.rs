@@ -91,9 +91,9 @@ impl Half {
     }
 
     #[inline(always)]
-    pub fn set_last_seen(&self, now_ns: u64) {
+    pub fn set_last_seen(&self, now: u32) {
         // SAFETY: as in `entry`; an aligned word.
-        unsafe { (&raw mut (*self.entry).last_seen_ns).write_volatile(now_ns) };
+        unsafe { (&raw mut (*self.entry).last_seen).write_volatile(now) };
     }
 
     #[inline(always)]

@@ -32,6 +32,21 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, FRAGMENTS_CAPACITY>
     LruHashMap::new();
 
 #[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue, AFFINITY_CAPACITY> = LruHashMap::new();
+
+#[btf_map]
+pub static SOURCE_RANGES: LpmTrie<SourceRangeKey, SourceRangeValue, SOURCE_RANGES_CAPACITY> =
+    LpmTrie::new();
+
+#[btf_map]
+pub static POLICY_PEERS: LpmTrie<PolicyPeerKey, PolicyPeerValue, POLICY_PEERS_CAPACITY> =
+    LpmTrie::new();
+
+#[btf_map]
+pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyPortValue, POLICY_PORTS_CAPACITY> =
+    LpmTrie::new();
+
+#[btf_map]
 pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();
 
 /// Working memory, see [`Scratch`]. Not pinned: its layout belongs to this object alone.

@@ -21,6 +21,7 @@ use aya_ebpf::helpers::{
     bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use tholepin_ebpf_abi::DropReason;
+use tholepin_ebpf_abi::conntrack::TICK_SHIFT;
 use tholepin_ebpf_core::Verdict;
 use tholepin_ebpf_core::answer::MAX_QUOTE_WORDS;
 
@@ -372,11 +373,11 @@ pub fn redirect_peer(ifindex: u32) -> Verdict {
     Verdict::Redirected(unsafe { bpf_redirect_peer(ifindex, 0) } as i32)
 }
 
-/// The coarse monotonic clock.
+/// The coarse monotonic clock in ticks.
 #[inline(always)]
-pub fn now_ns() -> u64 {
+pub fn now() -> u32 {
     // SAFETY: no pointers.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }
 
 #[inline(always)]

@@ -209,7 +209,7 @@ impl Stage {
         let value = WorkloadValue {
             ifindex,
             mac: pod_mac(last),
-            flags: 0,
+            ..WorkloadValue::default()
         };
         self.hash(names::WORKLOADS)
             .insert(key, value, 0)
@@ -277,7 +277,8 @@ impl Stage {
             backend_count: backends.len() as u16,
             local_count,
             flags,
-            _pad: 0,
+            maglev_size: 0,
+            affinity_timeout_s: 0,
         };
         self.hash(names::FRONTENDS)
             .insert(frontend_key(at, protocol), value, 0)

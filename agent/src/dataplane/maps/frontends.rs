@@ -40,7 +40,8 @@ impl Frontends {
             backend_count: state.backend_count,
             local_count: state.local_count,
             flags,
-            _pad: 0,
+            maglev_size: 0,
+            affinity_timeout_s: 0,
         };
         access(
             "write",

@@ -36,7 +36,7 @@ impl Workloads {
         let value = WorkloadValue {
             ifindex,
             mac,
-            flags: 0,
+            ..WorkloadValue::default()
         };
         access("write", names::WORKLOADS, self.0.insert(key, value, 0))
     }

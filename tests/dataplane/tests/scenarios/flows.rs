@@ -1,7 +1,7 @@
 //! What a flow remembers, and when it is over.
 
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
-use tholepin_ebpf_abi::conntrack::UDP_IDLE_NS;
+use tholepin_ebpf_abi::conntrack::UDP_IDLE;
 use tholepin_tests_dataplane::Hook::PodEgress;
 use tholepin_tests_dataplane::stage::{OTHER_IFINDEX, Outcome};
 use tholepin_tests_dataplane::{stage, tcp, udp};
@@ -92,10 +92,10 @@ fn an_idle_udp_flow_is_a_new_flow() {
         service(stage, f, "10.96.0.10:53/udp", &["10.244.1.7:53"]);
         assert_eq!(reaches(stage, &client_udp(f)), 7);
         let mut entry = stage.entry(&client_udp(f)).unwrap();
-        let Some(long_ago) = entry.last_seen_ns.checked_sub(UDP_IDLE_NS + 1) else {
+        let Some(long_ago) = entry.last_seen.checked_sub(UDP_IDLE + 1) else {
             return;
         };
-        entry.last_seen_ns = long_ago;
+        entry.last_seen = long_ago;
         stage.set_entry(&client_udp(f), entry);
         service(stage, f, "10.96.0.10:53/udp", &["10.244.1.3:53"]);
         assert_eq!(reaches(stage, &client_udp(f)), 3);
@@ -110,7 +110,7 @@ fn a_half_lost_to_eviction_is_put_back_by_the_other() {
         let reply = udp(&f("10.244.1.7:53 -> 10.244.1.2:4000"));
         stage.evict(&reply);
         let mut entry = stage.entry(&client_udp(f)).unwrap();
-        entry.last_seen_ns = entry.last_seen_ns.saturating_sub(2_000_000_000);
+        entry.last_seen = entry.last_seen.saturating_sub(2);
         stage.set_entry(&client_udp(f), entry);
         assert_eq!(reaches(stage, &client_udp(f)), 7);
         stage.check(
