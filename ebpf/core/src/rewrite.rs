@@ -178,6 +178,7 @@ impl NewFlow {
     pub fn forward_half(&self, flow: &FlowKey, to: &Translation) -> ConntrackEntry {
         ConntrackEntry {
             last_seen: self.now,
+            policy_generation: 0,
             source: to.source,
             destination: to.destination,
             source_port: to.source_port,
@@ -197,6 +198,7 @@ impl NewFlow {
 pub const fn reply_half(flow: &FlowKey, forward: &ConntrackEntry) -> ConntrackEntry {
     ConntrackEntry {
         last_seen: forward.last_seen,
+        policy_generation: forward.policy_generation,
         source: flow.destination,
         destination: flow.source,
         source_port: flow.destination_port,
