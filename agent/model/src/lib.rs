@@ -5,5 +5,6 @@
 pub mod desired;
 pub mod plan;
 pub mod pod;
+pub mod policy;
 pub mod route;
 pub mod service;
