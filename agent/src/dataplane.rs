@@ -21,11 +21,13 @@ use crate::reconcile::services::{Generations, PinnedServiceMaps, ServicesStatus,
 use crate::watch::{endpoint_slices, nodes, services};
 
 pub mod attach;
+mod bpf_link;
 pub mod features;
 pub mod loader;
 pub mod maps;
 pub mod pin;
 pub mod readers;
+pub mod socket_lb;
 
 use maps::pod_routes::PodRoutes;
 use pin::PinDirectory;

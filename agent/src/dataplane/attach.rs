@@ -37,6 +37,10 @@ pub enum AttachError {
     Qdisc { interface: String, source: TcError },
     #[error("failed to use the pinned link {}", path.display())]
     Link { path: PathBuf, source: LinkError },
+    #[error("failed to replace the program behind the pinned link {}", path.display())]
+    LinkCall { path: PathBuf, source: io::Error },
+    #[error("failed to open the cgroup {}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
     #[error("failed to pin the link {}", path.display())]
     Pin {
         path: PathBuf,

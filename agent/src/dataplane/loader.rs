@@ -1,6 +1,6 @@
 //! Loads the object: programs specialised by globals, on maps pinned by name.
 
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::net::IpAddr;
 use tholepin_ebpf_abi::{Address, globals, names};
@@ -91,5 +91,24 @@ impl Programs {
                 program: name,
                 source,
             })
+    }
+
+    /// A program for sockets, loaded when it is first asked for: kernels and configurations that do
+    /// not use it need not be able to.
+    pub fn socket(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, LoadError> {
+        let failed = |source| LoadError::Program {
+            program: name,
+            source,
+        };
+        let program: &mut CgroupSockAddr = self
+            .ebpf
+            .program_mut(name)
+            .ok_or(LoadError::MissingProgram { program: name })?
+            .try_into()
+            .map_err(failed)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        Ok(program)
     }
 }

@@ -82,7 +82,7 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
             flags,
         }
     }
-    use MapType::{Hash, LpmTrie, LruHash, PerCpuArray};
+    use MapType::{Hash, LpmTrie, LruHash, PerCpuArray, SkStorage};
     Some(match name {
         names::FRONTENDS => {
             layout::<abi::FrontendKey, abi::FrontendValue>(Hash, names::FRONTENDS_CAPACITY, 0)
@@ -123,6 +123,12 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
         names::POLICY_PORTS => layout::<abi::PolicyPortKey, abi::PolicyPortValue>(
             LpmTrie,
             names::POLICY_PORTS_CAPACITY,
+            NO_PREALLOC,
+        ),
+        names::SOCKETS => layout::<u32, abi::SocketValue>(SkStorage, 0, NO_PREALLOC),
+        names::SOCKET_NETNS => layout::<abi::SocketNetnsKey, abi::SocketNetnsValue>(
+            Hash,
+            names::SOCKET_NETNS_CAPACITY,
             NO_PREALLOC,
         ),
         names::DROPS => {

@@ -54,6 +54,7 @@ pub mod names;
 pub mod policy;
 pub mod route;
 pub mod service;
+pub mod socket;
 pub mod source_range;
 pub mod workload;
 
@@ -66,5 +67,6 @@ pub use fragment::{FragmentKey, FragmentValue};
 pub use policy::{PolicyPeerKey, PolicyPeerValue, PolicyPortKey, PolicyPortValue};
 pub use route::{RouteKey, RouteValue};
 pub use service::{FrontendKey, FrontendValue};
+pub use socket::{SocketNetnsKey, SocketNetnsValue, SocketValue};
 pub use source_range::{SourceRangeKey, SourceRangeValue};
 pub use workload::{WorkloadKey, WorkloadValue};

@@ -22,11 +22,15 @@ pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 pub const POLICY_PEERS: &str = "POLICY_PEERS";
 /// `LPM_TRIE`, [`crate::PolicyPortKey`] to [`crate::PolicyPortValue`].
 pub const POLICY_PORTS: &str = "POLICY_PORTS";
+/// `SK_STORAGE`, [`crate::SocketValue`] of a socket whose traffic goes to a Service.
+pub const SOCKETS: &str = "SOCKETS";
+/// `HASH`, [`crate::SocketNetnsKey`] to [`crate::SocketNetnsValue`].
+pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 /// `PERCPU_ARRAY`, [`crate::DropReason`] code to a packet count (`u64`).
 pub const DROPS: &str = "DROPS";
 
 /// Every pinned map.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 14] = [
     FRONTENDS,
     BACKEND_SLOTS,
     BACKENDS,
@@ -38,6 +42,8 @@ pub const MAPS: [&str; 12] = [
     SOURCE_RANGES,
     POLICY_PEERS,
     POLICY_PORTS,
+    SOCKETS,
+    SOCKET_NETNS,
     DROPS,
 ];
 
@@ -51,8 +57,29 @@ pub const OVERLAY_IN: &str = "overlay_in";
 /// Ingress hook of an underlay interface: answers to what left the pod network.
 pub const UNDERLAY_IN: &str = "underlay_in";
 
-/// Every program, all of type `SCHED_CLS`.
+/// Every program of type `SCHED_CLS`.
 pub const PROGRAMS: [&str; 4] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN];
+
+/// Service load balancing at the socket: what `connect` is told, in both families.
+pub const SOCKET_CONNECT: [&str; 2] = ["sock_connect4", "sock_connect6"];
+/// Where a socket asks for its peer's address.
+pub const SOCKET_GETPEERNAME: [&str; 2] = ["sock_getpeer4", "sock_getpeer6"];
+/// Datagrams of sockets that are not connected.
+pub const SOCKET_SENDMSG: [&str; 2] = ["sock_sendmsg4", "sock_sendmsg6"];
+/// The source of a received datagram.
+pub const SOCKET_RECVMSG: [&str; 2] = ["sock_recvmsg4", "sock_recvmsg6"];
+
+/// Every program of type `CGROUP_SOCK_ADDR`.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    SOCKET_CONNECT[0],
+    SOCKET_CONNECT[1],
+    SOCKET_GETPEERNAME[0],
+    SOCKET_GETPEERNAME[1],
+    SOCKET_SENDMSG[0],
+    SOCKET_SENDMSG[1],
+    SOCKET_RECVMSG[0],
+    SOCKET_RECVMSG[1],
+];
 
 /// Default capacity of `FRONTENDS`.
 pub const FRONTENDS_CAPACITY: usize = 65_536;
@@ -77,6 +104,9 @@ pub const POLICY_PEERS_CAPACITY: usize = 131_072;
 /// Default capacity of `POLICY_PORTS`.
 pub const POLICY_PORTS_CAPACITY: usize = 16_384;
 
+/// Default capacity of `SOCKET_NETNS`: a namespace per pod.
+pub const SOCKET_NETNS_CAPACITY: usize = 4_096;
+
 /// MAC of every host-side device of the pod network, on every node. One address everywhere means
 /// that what a pod sends is already addressed to whatever device it is redirected to.
 pub const HOST_MAC: [u8; 6] = [0x02, 0x74, 0x68, 0x70, 0x00, 0x01];
@@ -90,7 +120,7 @@ mod tests {
 
     #[test]
     fn names_fit_into_what_the_kernel_keeps() {
-        for name in MAPS.iter().chain(&PROGRAMS) {
+        for name in MAPS.iter().chain(&PROGRAMS).chain(&SOCKET_PROGRAMS) {
             assert!(name.len() <= 15, "{name}");
         }
     }

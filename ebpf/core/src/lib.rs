@@ -14,6 +14,7 @@ pub mod icmp;
 pub mod packet;
 pub mod rewrite;
 pub mod select;
+pub mod socket;
 pub mod verdict;
 
 pub use packet::{Fragment, Network, Transport};

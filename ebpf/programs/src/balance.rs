@@ -259,7 +259,7 @@ fn way_out(skb: &Skb, scratch: &mut Scratch, address: &Address) -> Option<u32> {
 /// A backend at random. While a Service shrinks, its counts fall before its slots go; a reader in
 /// between finds a slot missing, and reads the counts again.
 #[inline(always)]
-fn pick(frontend: &FrontendValue) -> Result<(u32, &'static BackendValue), DropReason> {
+pub fn pick(frontend: &FrontendValue) -> Result<(u32, &'static BackendValue), DropReason> {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;

@@ -13,7 +13,10 @@ use crate::maps::*;
 /// update from elsewhere: what must be consistent is copied at once, and words are all that is
 /// relied on.
 #[inline(always)]
-fn hash<'a, K, V, const N: usize>(map: &'a HashMap<K, V, N>, key: &K) -> Option<&'a V> {
+fn hash<'a, K, V, const N: usize, const FLAGS: usize>(
+    map: &'a HashMap<K, V, N, FLAGS>,
+    key: &K,
+) -> Option<&'a V> {
     // SAFETY: see above; the values are integers without invariants between them.
     unsafe { map.get(key) }
 }
@@ -42,6 +45,12 @@ pub fn backend(backend_id: u32) -> Option<&'static BackendValue> {
 #[inline(always)]
 pub fn workload(address: &Address) -> Option<&'static WorkloadValue> {
     hash(&WORKLOADS, &WorkloadKey { address: *address })
+}
+
+/// Whether sockets of a network namespace are balanced.
+#[inline(always)]
+pub fn socket_netns(key: &SocketNetnsKey) -> Option<&'static SocketNetnsValue> {
+    hash(&SOCKET_NETNS, key)
 }
 
 #[inline(always)]

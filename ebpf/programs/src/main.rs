@@ -24,6 +24,8 @@ mod refuse;
 mod related;
 mod scratch;
 mod skb;
+mod sock;
+mod sock_addr;
 mod underlay;
 
 use aya_ebpf::bindings::__sk_buff;

@@ -1,6 +1,7 @@
 //! The maps. Static name = kernel name = pin name; layouts and capacities are the ABI crate's.
 
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use tholepin_ebpf_abi::drop_reason::DROP_REASON_SLOTS;
 use tholepin_ebpf_abi::names::*;
@@ -45,6 +46,17 @@ pub static POLICY_PEERS: LpmTrie<PolicyPeerKey, PolicyPeerValue, POLICY_PEERS_CA
 #[btf_map]
 pub static POLICY_PORTS: LpmTrie<PolicyPortKey, PolicyPortValue, POLICY_PORTS_CAPACITY> =
     LpmTrie::new();
+
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketValue> = SkStorage::new();
+
+#[btf_map]
+pub static SOCKET_NETNS: HashMap<
+    SocketNetnsKey,
+    SocketNetnsValue,
+    SOCKET_NETNS_CAPACITY,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();

@@ -25,12 +25,41 @@ fn every_program_passes_the_verifier_with_every_switch() {
     }
 }
 
+#[test]
+fn every_socket_program_passes_the_verifier() {
+    let Some(mut ebpf) = skip::unless(skip::root()).map(|()| small()) else {
+        return;
+    };
+    for name in names::SOCKET_PROGRAMS {
+        let program: &mut aya::programs::CgroupSockAddr = ebpf
+            .program_mut(name)
+            .unwrap_or_else(|| panic!("no program `{name}`"))
+            .try_into()
+            .expect("a program for socket addresses");
+        program
+            .load()
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+}
+
+/// The object on maps of its own, which take little memory.
+fn small() -> aya::Ebpf {
+    let mut loader = aya::EbpfLoader::new();
+    for map in names::MAPS {
+        if ![names::DROPS, names::SOCKETS].contains(&map) {
+            loader.map_max_entries(map, 16);
+        }
+    }
+    loader.load(OBJECT).expect("the object loads")
+}
+
 /// The bytes of a map definition's key and value, as the kernel was told.
 fn sizes(map: &Map) -> (u32, u32) {
     let data: &MapData = match map {
         Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::LpmTrie(data)
+        | Map::SkStorage(data)
         | Map::PerCpuArray(data) => data,
         other => panic!("unexpected kind of map: {other:?}"),
     };
@@ -43,13 +72,7 @@ fn maps_have_the_sizes_of_the_abi() {
     let Some(_) = stage_with(Globals::default()) else {
         return;
     };
-    let mut loader = aya::EbpfLoader::new();
-    for map in names::MAPS {
-        if map != names::DROPS {
-            loader.map_max_entries(map, 16);
-        }
-    }
-    let ebpf = loader.load(OBJECT).expect("the object loads");
+    let ebpf = small();
     let of = |name: &str| sizes(ebpf.map(name).unwrap_or_else(|| panic!("no map `{name}`")));
     fn size<K, V>() -> (u32, u32) {
         (size_of::<K>() as u32, size_of::<V>() as u32)
@@ -61,6 +84,11 @@ fn maps_have_the_sizes_of_the_abi() {
     assert_eq!(of(names::WORKLOADS), size::<WorkloadKey, WorkloadValue>());
     assert_eq!(of(names::POD_ROUTES), size::<RouteKey, RouteValue>());
     assert_eq!(of(names::FRAGMENTS), size::<FragmentKey, FragmentValue>());
+    assert_eq!(of(names::SOCKETS), size::<u32, SocketValue>());
+    assert_eq!(
+        of(names::SOCKET_NETNS),
+        size::<SocketNetnsKey, SocketNetnsValue>()
+    );
     assert_eq!(of(names::DROPS), size::<u32, u64>());
 }
 
@@ -105,5 +133,6 @@ fn the_object_s_btf_shows_the_layouts_of_the_abi() {
     compare! {
         FrontendKey FrontendValue SlotKey SlotValue BackendKey BackendValue FlowKey ConntrackEntry
         WorkloadKey WorkloadValue RouteKey RouteValue FragmentKey FragmentValue
+        SocketNetnsKey SocketNetnsValue SocketValue
     }
 }
