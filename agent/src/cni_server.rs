@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::dataplane::maps::drops::Drops;
+use crate::dataplane::maps::workloads::Workloads;
 use crate::dataplane::pin::PinDirectory;
 use crate::dataplane::{NetworkStatus, chain};
 use crate::network::names::gateway_of;
@@ -253,7 +254,9 @@ impl Debug for AgentServer {
     ) -> Result<Response<proto::ServicesResponse>, Status> {
         let root = self.bpffs_root.clone();
         let read = tokio::task::spawn_blocking(move || {
-            PinnedServiceMaps::open(&PinDirectory::at(&root)).and_then(|maps| maps.read())
+            // Only read, so nobody needs to learn of backends.
+            PinnedServiceMaps::open(&PinDirectory::at(&root), Workloads::default())
+                .and_then(|maps| maps.read())
         });
         let realized = read
             .await

@@ -30,6 +30,7 @@ pub mod readers;
 pub mod socket_lb;
 
 use maps::pod_routes::PodRoutes;
+use maps::workloads::Workloads;
 use pin::PinDirectory;
 
 /// How programs are attached to interfaces.
@@ -154,7 +155,9 @@ pub fn start_with(
 ) -> NetworkHandle {
     let mut tasks = JoinSet::new();
     let runtime = tokio::runtime::Handle::current();
-    let (owner, pod_network, status) = NetworkTask::new(config.clone(), desired.clone());
+    let workloads = Workloads::default();
+    let (owner, pod_network, status) =
+        NetworkTask::new(config.clone(), desired.clone(), workloads.clone());
     // Owner and reconcilers make blocking system calls, so each has a thread of its own.
     tasks.spawn_blocking({
         let (runtime, cancel) = (runtime.clone(), cancel.clone());
@@ -163,6 +166,7 @@ pub fn start_with(
     let (services_status, services) = watch::channel(ServicesStatus::default());
     let reconcilers = Reconcilers {
         config: config.clone(),
+        workloads,
         desired,
         services_status,
         status: status.clone(),
@@ -193,6 +197,7 @@ pub fn start_with(
 #[derive(Clone)]
 struct Reconcilers {
     config: NetworkConfig,
+    workloads: Workloads,
     desired: watch::Receiver<Desired>,
     services_status: watch::Sender<ServicesStatus>,
     status: watch::Receiver<NetworkStatus>,
@@ -213,7 +218,10 @@ impl Reconcilers {
         if !self.ready().await {
             return;
         }
-        let maps = PinnedServiceMaps::open(&PinDirectory::at(&self.config.bpffs_root));
+        let maps = PinnedServiceMaps::open(
+            &PinDirectory::at(&self.config.bpffs_root),
+            self.workloads.clone(),
+        );
         let generations = Generations::open(&self.config.state_dir);
         let (maps, generations) = match (maps, generations) {
             (Ok(maps), Ok(generations)) => (maps, generations),

@@ -3,7 +3,7 @@
 //!
 //! One file per lease, named like the host-side interface. A lease made before the last reboot is void.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tholepin_ebpf_abi::workload::WORKLOAD_HOSTS;
 
 use crate::network::AttachmentKey;
 
@@ -95,6 +96,37 @@ struct Range {
     /// Offset from the network address where the search starts: just freed addresses come last, so
     /// that a client with a stale address does not reach another pod at once.
     cursor: u128,
+}
+
+impl Range {
+    fn has(&self, offset: u128) -> bool {
+        offsets(&self.net).is_some_and(|(first, last)| (first..=last).contains(&offset))
+    }
+
+    /// The first free address after the cursor.
+    fn search(&self, taken: &BTreeSet<IpAddr>) -> Result<IpAddr, IpamError> {
+        let exhausted = || IpamError::Exhausted {
+            family: if self.net.addr().is_ipv4() {
+                "IPv4"
+            } else {
+                "IPv6"
+            },
+            range: self.net,
+        };
+        let (first, last) = offsets(&self.net).ok_or_else(exhausted)?;
+        let start = if self.cursor < first || self.cursor >= last {
+            first
+        } else {
+            self.cursor + 1
+        };
+        let size = last - first + 1;
+        // One more candidate than there are leases is enough: at least one of them is free.
+        let attempts = size.min(taken.len() as u128 + 1);
+        (0..attempts)
+            .map(|step| address_at(&self.net, first + (start - first + step) % size))
+            .find(|address| !taken.contains(address))
+            .ok_or_else(exhausted)
+    }
 }
 
 impl Ipam {
@@ -184,10 +216,7 @@ impl Ipam {
                 owner,
             });
         }
-        let mut picked = Vec::new();
-        for range in &self.ranges {
-            picked.push(self.pick(range)?);
-        }
+        let picked = self.pick()?;
         let lease = Lease {
             container_id: request.key.container_id,
             interface: request.key.interface,
@@ -204,33 +233,29 @@ impl Ipam {
         Ok(lease)
     }
 
-    fn pick(&self, range: &Range) -> Result<IpAddr, IpamError> {
-        let exhausted = || IpamError::Exhausted {
-            family: if range.net.addr().is_ipv4() {
-                "IPv4"
-            } else {
-                "IPv6"
-            },
-            range: range.net,
-        };
-        let (first, last) = offsets(&range.net).ok_or_else(exhausted)?;
-        let taken: std::collections::BTreeSet<IpAddr> = self
+    /// One free address per range, with the same host part in all of them where that is free: it is
+    /// easier to read for people.
+    fn pick(&self) -> Result<Vec<IpAddr>, IpamError> {
+        let taken: BTreeSet<IpAddr> = self
             .leases
             .values()
             .flat_map(|lease| lease.addresses.iter().copied())
             .collect();
-        let start = if range.cursor < first || range.cursor >= last {
-            first
-        } else {
-            range.cursor + 1
-        };
-        let size = last - first + 1;
-        // One more candidate than there are leases is enough: at least one of them is free.
-        let attempts = size.min(taken.len() as u128 + 1);
-        (0..attempts)
-            .map(|step| address_at(&range.net, first + (start - first + step) % size))
-            .find(|address| !taken.contains(address))
-            .ok_or_else(exhausted)
+        let mut picked: Vec<IpAddr> = Vec::new();
+        let mut shared = None;
+        for range in &self.ranges {
+            let same = shared
+                .filter(|offset| range.has(*offset))
+                .map(|offset| address_at(&range.net, offset))
+                .filter(|address| !taken.contains(address));
+            let address = match same {
+                Some(address) => address,
+                None => range.search(&taken)?,
+            };
+            shared.get_or_insert(offset_of(&range.net, address));
+            picked.push(address);
+        }
+        Ok(picked)
     }
 
     /// Gives the addresses back. Call it when nothing uses them any more.
@@ -317,7 +342,8 @@ fn read_lease(path: &Path) -> Result<Option<Lease>, IpamError> {
 }
 
 /// First and last offset a pod may have: network address and gateway are reserved, and for IPv4 the
-/// broadcast address.
+/// broadcast address. Of a large range only the first part is used, because `WORKLOADS` has a place
+/// for that many host parts.
 fn offsets(range: &IpNet) -> Option<(u128, u128)> {
     let host_bits = u32::from(range.max_prefix_len() - range.prefix_len());
     let size = 1_u128.checked_shl(host_bits).unwrap_or(u128::MAX);
@@ -326,6 +352,7 @@ fn offsets(range: &IpNet) -> Option<(u128, u128)> {
     } else {
         size.checked_sub(1)?
     };
+    let last = last.min(u128::from(WORKLOAD_HOSTS) - 1);
     (last >= 2).then_some((2, last))
 }
 
@@ -390,6 +417,36 @@ mod tests {
         let gateways = Ipam::gateways(&ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
         assert_eq!(gateways[0].to_string(), "10.244.1.1");
         assert_eq!(gateways[1].to_string(), "fd00:10:244:1::1");
+    }
+
+    #[test]
+    fn host_parts_stay_below_what_the_dataplane_has_places_for() {
+        let net: IpNet = "fd00:10:244:1::/64".parse().unwrap();
+        assert_eq!(offsets(&net), Some((2, 4095)));
+        assert_eq!(offsets(&"10.0.0.0/8".parse().unwrap()), Some((2, 4095)));
+        assert_eq!(offsets(&"10.244.1.0/24".parse().unwrap()), Some((2, 254)));
+    }
+
+    #[test]
+    fn families_differ_in_the_host_part_only_where_they_must() {
+        let directory = tempfile::tempdir().unwrap();
+        let nets = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+        let mut v6 = open(directory.path(), "b", &nets[1..]);
+        v6.lease(request("a")).unwrap();
+        let mut both = open(directory.path(), "b", &nets);
+        let texts = |lease: Lease| {
+            lease
+                .addresses
+                .iter()
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+        };
+        let second = texts(both.lease(request("b")).unwrap());
+        assert_eq!(second, ["10.244.1.2", "fd00:10:244:1::3"]);
+        let third = texts(both.lease(request("c")).unwrap());
+        assert_eq!(third, ["10.244.1.3", "fd00:10:244:1::4"]);
+        let fourth = texts(both.lease(request("d")).unwrap());
+        assert_eq!(fourth, ["10.244.1.4", "fd00:10:244:1::5"]);
     }
 
     #[test]

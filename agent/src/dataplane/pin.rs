@@ -82,7 +82,7 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
             flags,
         }
     }
-    use MapType::{Hash, LpmTrie, LruHash, PerCpuArray, SkStorage};
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, SkStorage};
     Some(match name {
         names::FRONTENDS => {
             layout::<abi::FrontendKey, abi::FrontendValue>(Hash, names::FRONTENDS_CAPACITY, 0)
@@ -96,9 +96,7 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
         names::CONNTRACK => {
             layout::<abi::FlowKey, abi::ConntrackEntry>(LruHash, names::CONNTRACK_CAPACITY, 0)
         }
-        names::WORKLOADS => {
-            layout::<abi::WorkloadKey, abi::WorkloadValue>(Hash, names::WORKLOADS_CAPACITY, 0)
-        }
+        names::WORKLOADS => layout::<u32, abi::WorkloadValue>(Array, names::WORKLOADS_CAPACITY, 0),
         names::POD_ROUTES => layout::<abi::RouteKey, abi::RouteValue>(
             LpmTrie,
             names::POD_ROUTES_CAPACITY,

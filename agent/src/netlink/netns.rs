@@ -67,6 +67,42 @@ where
     })
 }
 
+/// The cookie of the calling thread's namespace, by which socket programs know it; 0 where the kernel
+/// does not tell.
+#[must_use]
+pub fn cookie() -> u64 {
+    let socket = match std::net::UdpSocket::bind("127.0.0.1:0") {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::debug!(%error, "no socket to ask for the namespace's cookie with");
+            return 0;
+        }
+    };
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `len` are live and of the sizes the call is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { cookie } else { 0 }
+}
+
+/// The cookie of another namespace.
+pub async fn cookie_of(path: &Path) -> Result<u64, NetlinkError> {
+    let file = open(path)?.ok_or_else(|| NetlinkError::Namespace {
+        operation: "open",
+        path: path.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })?;
+    run_inside(file, path, || async { Ok(cookie()) }).await
+}
+
 /// Moves the calling thread into `netns`.
 fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: `netns` is open for the whole call (borrowed), and `setns` touches no memory of ours.

@@ -14,11 +14,11 @@ use crate::dataplane::attach::{self, AttachError};
 use crate::dataplane::features::Features;
 use crate::dataplane::loader::{LoadError, NodeConstants, Programs};
 use crate::dataplane::maps::MapAccessError;
-use crate::dataplane::maps::workloads::Workloads;
+use crate::dataplane::maps::workloads::{Wiring, Workloads};
 use crate::dataplane::pin::{PinDirectory, PinError};
 use crate::ipam::{Ipam, IpamError, Lease};
 use crate::netlink::link::Link;
-use crate::netlink::{Netlink, NetlinkError, sysctl};
+use crate::netlink::{Netlink, NetlinkError, netns, sysctl};
 
 use super::names::{HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE, is_host_interface, pod_mac};
 use super::underlay;
@@ -61,7 +61,11 @@ pub struct NodeNetwork {
 impl NodeNetwork {
     /// Brings everything up and adopts what a former agent made. Safe to repeat at any time: traffic
     /// of existing pods goes on throughout.
-    pub async fn bring_up(config: &NetworkConfig, ranges: &[IpNet]) -> Result<Self, SetupError> {
+    pub async fn bring_up(
+        config: &NetworkConfig,
+        ranges: &[IpNet],
+        workloads: Workloads,
+    ) -> Result<Self, SetupError> {
         let pins = PinDirectory::prepare(&config.bpffs_root)?;
         let features = Features::probe(config.attach_mode);
         let netlink = Netlink::open()?;
@@ -109,7 +113,7 @@ impl NodeNetwork {
         if !void.is_empty() {
             tracing::info!(pods = ?void, "dropped address leases from before the last boot");
         }
-        let workloads = Workloads::open(&pins)?;
+        workloads.open(&pins)?;
         let mut network = Self {
             netlink,
             pins,
@@ -157,9 +161,13 @@ impl NodeNetwork {
         let Some(first) = lease.addresses.first() else {
             return Ok(());
         };
+        let wiring = Wiring {
+            ifindex: link.index,
+            mac: pod_mac(*first),
+            netns_cookie: self.known_cookie(lease, link).await,
+        };
         for address in &lease.addresses {
-            self.workloads
-                .upsert(*address, link.index, pod_mac(*first))?;
+            self.workloads.wire(*address, wiring)?;
         }
         if !link.up {
             self.netlink.set_up(name).await?;
@@ -167,11 +175,30 @@ impl NodeNetwork {
         Ok(())
     }
 
+    /// The cookie of a pod's namespace: as it was entered, or asked for again.
+    async fn known_cookie(&self, lease: &Lease, link: &Link) -> u64 {
+        let known = lease.addresses.iter().find_map(|address| {
+            let value = self.workloads.get(*address)?;
+            (value.ifindex == link.index && value.netns_cookie != 0).then_some(value.netns_cookie)
+        });
+        match known {
+            Some(cookie) => cookie,
+            None => match netns::cookie_of(&lease.netns).await {
+                Ok(cookie) => cookie,
+                Err(error) => {
+                    let error = crate::dataplane::chain(&error);
+                    tracing::warn!(pod = lease.pod, error, "the pod's namespace has no cookie");
+                    0
+                }
+            },
+        }
+    }
+
     async fn prune(&mut self, leases: &[Lease], links: &[Link]) -> Result<(), SetupError> {
         let leased = |address: &IpAddr| leases.iter().any(|l| l.addresses.contains(address));
-        for (address, _) in self.workloads.read()? {
+        for address in self.workloads.addresses() {
             if !leased(&address) {
-                self.workloads.remove(address)?;
+                self.workloads.unwire(address)?;
             }
         }
         let owned = |name: &str| leases.iter().any(|lease| lease.host_interface == name);

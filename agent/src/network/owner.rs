@@ -9,6 +9,7 @@ use tholepin_model::desired::Desired;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane::maps::workloads::Workloads;
 use crate::dataplane::{NetworkConfig, NetworkStatus, chain};
 use crate::ipam::{Owner, write_durably};
 
@@ -99,6 +100,7 @@ pub(crate) struct NetworkTask {
     desired: watch::Receiver<Desired>,
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<NetworkStatus>,
+    workloads: Workloads,
 }
 
 /// How long a failed start-up waits before the next attempt.
@@ -108,6 +110,7 @@ impl NetworkTask {
     pub(crate) fn new(
         config: NetworkConfig,
         desired: watch::Receiver<Desired>,
+        workloads: Workloads,
     ) -> (Self, OwnerHandle, watch::Receiver<NetworkStatus>) {
         let reason = "waiting for this node's pod ranges (spec.podCIDRs)".to_owned();
         let (status_sender, status) = watch::channel(NetworkStatus::Starting { reason });
@@ -117,6 +120,7 @@ impl NetworkTask {
             desired,
             commands,
             status: status_sender,
+            workloads,
         };
         let handle = OwnerHandle {
             commands: sender,
@@ -131,7 +135,7 @@ impl NetworkTask {
             let Some(ranges) = self.pod_ranges(&cancel).await else {
                 return;
             };
-            match NodeNetwork::bring_up(&self.config, &ranges).await {
+            match NodeNetwork::bring_up(&self.config, &ranges, self.workloads.clone()).await {
                 Ok(network) => {
                     tracing::info!(ranges = ?ranges, tcx = network.features.tcx, "pod network is up");
                     self.status.send_replace(NetworkStatus::Ready {

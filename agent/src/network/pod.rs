@@ -7,6 +7,7 @@ use std::path::Path;
 use tholepin_ebpf_abi::names::{HOST_MAC, POD_EGRESS};
 
 use crate::dataplane::attach;
+use crate::dataplane::maps::workloads::Wiring;
 use crate::ipam::{IpamError, Lease, LeaseRequest, Owner};
 use crate::netlink::link::PodVeth;
 use crate::netlink::{Netlink, NetlinkError, netns, sysctl};
@@ -103,11 +104,14 @@ impl NodeNetwork {
             POD_EGRESS,
             name,
         )?;
+        let wiring = Wiring {
+            ifindex: link.index,
+            mac: pod_mac(first),
+            netns_cookie: configure_inside(lease, netns).await?,
+        };
         for address in &lease.addresses {
-            self.workloads
-                .upsert(*address, link.index, pod_mac(first))?;
+            self.workloads.wire(*address, wiring)?;
         }
-        configure_inside(lease, netns).await?;
         // Up only now: before its program is attached the interface passes nothing.
         self.netlink.set_up(name).await?;
         Ok(())
@@ -125,7 +129,7 @@ impl NodeNetwork {
 
     async fn unwire(&mut self, lease: &Lease) -> Result<(), SetupError> {
         for address in &lease.addresses {
-            self.workloads.remove(*address)?;
+            self.workloads.unwire(*address)?;
         }
         self.netlink.delete_link(&lease.host_interface).await?;
         attach::forget(&self.pins, POD_EGRESS, &lease.host_interface)?;
@@ -201,7 +205,8 @@ impl NodeNetwork {
     }
 }
 
-async fn configure_inside(lease: &Lease, netns: File) -> Result<(), NetlinkError> {
+/// Addresses, neighbours and routes of the pod; returns its namespace's cookie.
+async fn configure_inside(lease: &Lease, netns: File) -> Result<u64, NetlinkError> {
     let interface = lease.interface.clone();
     let addresses = lease.addresses.clone();
     let path: &Path = &lease.netns;
@@ -221,7 +226,7 @@ async fn configure_inside(lease: &Lease, netns: File) -> Result<(), NetlinkError
             netlink.ensure_neighbour(&link, gateway, HOST_MAC).await?;
             netlink.ensure_default_route(gateway, &link).await?;
         }
-        Ok(())
+        Ok(netns::cookie())
     })
     .await
 }

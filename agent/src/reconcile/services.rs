@@ -17,6 +17,7 @@ use crate::dataplane::maps::MapAccessError;
 use crate::dataplane::maps::backend_slots::BackendSlots;
 use crate::dataplane::maps::backends::Backends;
 use crate::dataplane::maps::frontends::Frontends;
+use crate::dataplane::maps::workloads::Workloads;
 use crate::dataplane::pin::PinDirectory;
 use crate::dataplane::readers::wait_for_readers;
 use crate::ipam::write_durably;
@@ -38,31 +39,38 @@ pub struct PinnedServiceMaps {
     frontends: Frontends,
     slots: BackendSlots,
     backends: Backends,
+    workloads: Workloads,
 }
 
 impl PinnedServiceMaps {
-    /// Opens the three maps.
-    pub fn open(pins: &PinDirectory) -> Result<Self, MapAccessError> {
+    /// Opens the three maps. `workloads` learns which pods are backends.
+    pub fn open(pins: &PinDirectory, workloads: Workloads) -> Result<Self, MapAccessError> {
         Ok(Self {
             frontends: Frontends::open(pins)?,
             slots: BackendSlots::open(pins)?,
             backends: Backends::open(pins)?,
+            workloads,
         })
     }
 }
 
 impl ServiceMaps for PinnedServiceMaps {
     fn read(&self) -> Result<RealizedServices, MapAccessError> {
+        let backends = self.backends.read()?;
+        self.workloads
+            .set_backends(backends.iter().map(|(_, backend)| backend.address.address))?;
         Ok(RealizedServices {
             frontends: self.frontends.read()?.into_iter().collect(),
             slots: self.slots.read()?.into_iter().collect(),
-            backends: self.backends.read()?.into_iter().collect(),
+            backends: backends.into_iter().collect(),
         })
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), MapAccessError> {
         match op {
             Op::UpsertBackend(id, backend) | Op::RetireBackend(id, backend) => {
+                // A pod that is not known to be a backend is not looked for among the flows.
+                self.workloads.add_backends([backend.address.address])?;
                 self.backends.upsert(*id, backend)
             }
             Op::UpsertSlot(service, ordinal, backend) => {

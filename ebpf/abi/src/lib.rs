@@ -69,4 +69,4 @@ pub use route::{RouteKey, RouteValue};
 pub use service::{FrontendKey, FrontendValue};
 pub use socket::{SocketNetnsKey, SocketNetnsValue, SocketValue};
 pub use source_range::{SourceRangeKey, SourceRangeValue};
-pub use workload::{WorkloadKey, WorkloadValue};
+pub use workload::{WorkloadValue, workload_index};

@@ -8,7 +8,7 @@ pub const BACKEND_SLOTS: &str = "BACKEND_SLOTS";
 pub const BACKENDS: &str = "BACKENDS";
 /// `LRU_HASH`, [`crate::FlowKey`] to [`crate::ConntrackEntry`].
 pub const CONNTRACK: &str = "CONNTRACK";
-/// `HASH`, [`crate::WorkloadKey`] to [`crate::WorkloadValue`].
+/// `ARRAY`, [`crate::workload_index`] of an address to [`crate::WorkloadValue`].
 pub const WORKLOADS: &str = "WORKLOADS";
 /// `LPM_TRIE`, [`crate::RouteKey`] to [`crate::RouteValue`].
 pub const POD_ROUTES: &str = "POD_ROUTES";
@@ -89,8 +89,8 @@ pub const BACKEND_SLOTS_CAPACITY: usize = 262_144;
 pub const BACKENDS_CAPACITY: usize = 131_072;
 /// Default capacity of `CONNTRACK`: two entries per translated flow.
 pub const CONNTRACK_CAPACITY: usize = 262_144;
-/// Default capacity of `WORKLOADS`: two families of a few hundred pods.
-pub const WORKLOADS_CAPACITY: usize = 4_096;
+/// Capacity of `WORKLOADS`: both families' host parts.
+pub const WORKLOADS_CAPACITY: usize = 2 * crate::workload::WORKLOAD_HOSTS as usize;
 /// Default capacity of `POD_ROUTES`: two families of a few thousand nodes.
 pub const POD_ROUTES_CAPACITY: usize = 16_384;
 /// Default capacity of `FRAGMENTS`.

@@ -42,9 +42,11 @@ pub fn backend(backend_id: u32) -> Option<&'static BackendValue> {
     hash(&BACKENDS, &BackendKey { backend_id })
 }
 
+/// The pod of this node that has `address`.
 #[inline(always)]
 pub fn workload(address: &Address) -> Option<&'static WorkloadValue> {
-    hash(&WORKLOADS, &WorkloadKey { address: *address })
+    let workload = WORKLOADS.get(workload_index(address))?;
+    (workload.address.words() == address.words()).then_some(workload)
 }
 
 /// Whether sockets of a network namespace are balanced.

@@ -1,7 +1,7 @@
 //! The maps. Static name = kernel name = pin name; layouts and capacities are the ABI crate's.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use tholepin_ebpf_abi::drop_reason::DROP_REASON_SLOTS;
 use tholepin_ebpf_abi::names::*;
@@ -23,7 +23,7 @@ pub static BACKENDS: HashMap<BackendKey, BackendValue, BACKENDS_CAPACITY> = Hash
 pub static CONNTRACK: LruHashMap<FlowKey, ConntrackEntry, CONNTRACK_CAPACITY> = LruHashMap::new();
 
 #[btf_map]
-pub static WORKLOADS: HashMap<WorkloadKey, WorkloadValue, WORKLOADS_CAPACITY> = HashMap::new();
+pub static WORKLOADS: Array<WorkloadValue, WORKLOADS_CAPACITY> = Array::new();
 
 #[btf_map]
 pub static POD_ROUTES: LpmTrie<RouteKey, RouteValue, POD_ROUTES_CAPACITY> = LpmTrie::new();

@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
 use tholepin_ebpf_abi::names::{self, HOST_MAC, OVERLAY_SOURCE_MAC};
 use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
+use tholepin_ebpf_abi::workload::WORKLOAD_BACKEND;
 use tholepin_ebpf_abi::*;
 use tholepin_ebpf_object::OBJECT;
 use tholepin_harness::skip;
@@ -203,27 +204,43 @@ impl Stage {
 
     /// Adds a pod of this node.
     pub fn workload(&mut self, text: &str, ifindex: u32, last: u8) {
-        let key = WorkloadKey {
-            address: address(text),
-        };
+        let address = address(text);
         let value = WorkloadValue {
+            netns_cookie: 1000 + u64::from(last),
+            address,
             ifindex,
             mac: pod_mac(last),
             ..WorkloadValue::default()
         };
-        self.hash(names::WORKLOADS)
-            .insert(key, value, 0)
-            .expect("room for a workload");
+        self.set_workload(&address, value);
+    }
+
+    /// Changes what is known of a pod of this node.
+    pub fn change_workload(&mut self, text: &str, change: impl FnOnce(&mut WorkloadValue)) {
+        let address = address(text);
+        let mut value = self
+            .workloads()
+            .get(&workload_index(&address), 0)
+            .expect("a place for each address");
+        assert_eq!(value.address, address, "{text} is a pod");
+        change(&mut value);
+        self.set_workload(&address, value);
+    }
+
+    fn set_workload(&mut self, address: &Address, value: WorkloadValue) {
+        self.workloads()
+            .set(workload_index(address), value, 0)
+            .expect("a place for each address");
+    }
+
+    fn workloads(&mut self) -> Array<&mut MapData, WorkloadValue> {
+        let map = self.ebpf.map_mut(names::WORKLOADS).expect("there are pods");
+        map.try_into().expect("an array")
     }
 
     /// Removes a pod of this node.
     pub fn remove_workload(&mut self, text: &str) {
-        let key = WorkloadKey {
-            address: address(text),
-        };
-        self.hash::<_, WorkloadValue>(names::WORKLOADS)
-            .remove(&key)
-            .expect("it was there");
+        self.set_workload(&address(text), WorkloadValue::default());
     }
 
     fn route(&mut self, text: &str, prefix_len: u32, endpoint: &str) {
@@ -286,9 +303,16 @@ impl Stage {
         ids
     }
 
-    /// Writes a backend.
+    /// Writes a backend; the pod behind it learns first that it is one.
     pub fn backend(&mut self, id: u32, at: &str, protocol: u8, flags: u8, generation: u32) {
         let at = end(at);
+        let address = Address::from(at.ip());
+        let workload = self.workloads().get(&workload_index(&address), 0);
+        let mut workload = workload.expect("a place for each address");
+        if workload.address == address {
+            workload.flags |= WORKLOAD_BACKEND;
+            self.set_workload(&address, workload);
+        }
         let value = BackendValue {
             address: at.ip().into(),
             port: Be16::new(at.port()),
