@@ -63,6 +63,8 @@ pub struct NetworkConfig {
     /// Service ranges; the node's own processes reach them through `thp_host`.
     pub service_ranges: Vec<IpNet>,
     pub attach_mode: AttachMode,
+    /// Hand packets straight into local pods where the kernel can (`bpf_redirect_peer`).
+    pub redirect_peer: bool,
 }
 
 impl NetworkConfig {
@@ -86,6 +88,7 @@ impl NetworkConfig {
             cluster_ranges: vec![range("10.244.0.0/16"), range("fd00:10:244::/56")],
             service_ranges: vec![range("10.96.0.0/16"), range("fd00:10:96::/112")],
             attach_mode: AttachMode::Auto,
+            redirect_peer: true,
         }
     }
 }

@@ -15,6 +15,10 @@ mod node;
 mod outside;
 #[path = "network/sockets.rs"]
 mod sockets;
+#[path = "network/traffic.rs"]
+mod traffic;
+#[path = "network/upgrades.rs"]
+mod upgrades;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -350,6 +354,17 @@ fn a_killed_agent_loses_no_packet_and_forgets_no_pod() {
         assert_eq!(answered, sent, "{name}: sent, answered");
     }
     assert!(in_netns(&netns, move || sockets::local_addresses().contains(&lease)));
+}
+
+/// Ten agents here, and as many as `THOLEPIN_RESTARTS` says: see docs/design/testing.md.
+#[test]
+fn replaced_agents_lose_duplicate_and_reset_nothing() {
+    if !privileged() {
+        return;
+    }
+    let mut cluster = two_nodes(AttachMode::Auto);
+    outside::serve_on_the_second_node(&mut cluster);
+    upgrades::lose_nothing(&mut cluster, upgrades::restarts());
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Print what tests print, also when they pass
     #[arg(long)]
     nocapture: bool,
+    /// Replace that many agents under traffic (`replaced_agents`; 10 without this), and print what came of it
+    #[arg(long, value_name = "N")]
+    restarts: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -152,8 +155,11 @@ fn run_layer(layer: Layer, built: &Built, options: &Options) -> Result<LayerResu
         let began = Instant::now();
         let mut command = program.command();
         command.args(options.filter.as_deref());
-        if options.nocapture {
+        if options.nocapture || options.restarts.is_some() {
             command.arg("--nocapture");
+        }
+        if let Some(restarts) = options.restarts {
+            command.env("THOLEPIN_RESTARTS", restarts.to_string());
         }
         if std::env::var_os("RUST_TEST_THREADS").is_none()
             && let Some(threads) = layer.threads()

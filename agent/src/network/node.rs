@@ -67,7 +67,8 @@ impl NodeNetwork {
         workloads: Workloads,
     ) -> Result<Self, SetupError> {
         let pins = PinDirectory::prepare(&config.bpffs_root)?;
-        let features = Features::probe(config.attach_mode);
+        let mut features = Features::probe(config.attach_mode);
+        features.redirect_peer &= config.redirect_peer;
         let netlink = Netlink::open()?;
         let mtu = overlay_mtu(&netlink, &config.node_addresses).await?;
         let has = |v4: bool| ranges.iter().any(|range| range.addr().is_ipv4() == v4);

@@ -21,15 +21,15 @@ pub(crate) fn privileged() -> bool {
     tholepin_harness::skip::unless(tholepin_harness::skip::root()).is_some()
 }
 
-struct Node {
-    netns: String,
-    process: NodeProcess,
-    child: Child,
+pub(crate) struct Node {
+    pub(crate) netns: String,
+    pub(crate) process: NodeProcess,
+    pub(crate) child: Child,
 }
 
 pub(crate) struct Cluster {
     prefix: String,
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     pods: BTreeMap<String, (usize, Vec<IpAddr>)>,
     input: Input,
     runtime: tokio::runtime::Runtime,
@@ -84,6 +84,8 @@ impl Cluster {
                 bpffs_root: PathBuf::from(format!("/sys/fs/bpf/{prefix}-n{number}")),
                 directory: cluster._directory.path().join(format!("n{number}")),
                 clsact: mode == AttachMode::Clsact,
+                binary: std::env::current_exe().unwrap(),
+                redirect_peer: true,
             };
             std::fs::create_dir_all(&process.directory).unwrap();
             let child = spawn(&netns, &process);
@@ -160,7 +162,7 @@ impl Cluster {
         self.wait_ready(node);
     }
 
-    fn wait_ready(&self, node: usize) {
+    pub(crate) fn wait_ready(&self, node: usize) {
         self.wait("the node to be ready", || {
             let status = self.call(node, |channel| async {
                 CniClient::new(channel)
@@ -333,16 +335,34 @@ impl Cluster {
         names.filter(|name| name.ends_with("-pod_egress")).collect()
     }
 
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self._directory.path()
+    }
+
+    /// Ids of the programs that the pinned links of a node run now.
+    pub(crate) fn programs_of(&self, node: usize) -> Vec<(PathBuf, u32)> {
+        use aya::programs::links::{FdLink, PinnedLink};
+        let links = std::fs::read_dir(self.links(node)).unwrap();
+        let program = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            let link = FdLink::from(PinnedLink::from_pin(&path).unwrap());
+            (path, link.info().unwrap().program_id())
+        };
+        let mut programs: Vec<_> = links.map(program).collect();
+        programs.sort();
+        programs
+    }
+
     pub(crate) fn leases(&self, node: usize) -> usize {
         let leases = self.nodes[node].process.directory.join("state/leases");
         std::fs::read_dir(leases).unwrap().count()
     }
 }
 
-fn spawn(netns: &str, process: &NodeProcess) -> Child {
+pub(crate) fn spawn(netns: &str, process: &NodeProcess) -> Child {
     Command::new("nsenter")
         .arg(format!("--net=/run/netns/{netns}"))
-        .arg(std::env::current_exe().unwrap())
+        .arg(&process.binary)
         .args(["--exact", "node_process", "--nocapture"])
         .env(CONFIG_VARIABLE, serde_json::to_string(process).unwrap())
         .stdin(Stdio::piped())

@@ -24,6 +24,9 @@ pub(crate) struct NodeProcess {
     pub(crate) bpffs_root: PathBuf,
     pub(crate) directory: PathBuf,
     pub(crate) clsact: bool,
+    /// The program of the agent; an upgrade comes from another file.
+    pub(crate) binary: PathBuf,
+    pub(crate) redirect_peer: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -64,6 +67,7 @@ pub(crate) fn run_if_asked() {
     if process.clsact {
         config.attach_mode = AttachMode::Clsact;
     }
+    config.redirect_peer = process.redirect_peer;
     let (sender, desired) = tokio::sync::watch::channel(Desired::default());
     let handle = start_with(config, desired, CancellationToken::new());
     for line in std::io::stdin().lock().lines() {
