@@ -1,10 +1,13 @@
 //! eBPF programs through `BPF_PROG_TEST_RUN` against a reference model.
 //!
 //! `stage` loads the real object and runs packets through it, `wire` builds and reads packets,
-//! `model` says what must come out. The model and the wire format are written from the rules
+//! `model` says what must come out of a hook, `reference` what may become of a packet for a Service,
+//! and `cases` are kube-proxy's own. The models and the wire format are written from the rules
 //! (kube-proxy's semantics, the dataplane contract, the RFCs) and share no code with `ebpf/core`.
 
+pub mod cases;
 pub mod model;
+pub mod reference;
 pub mod stage;
 pub mod uplink;
 pub mod wire;
