@@ -102,6 +102,10 @@ pub const FLOW_DIRECT: u32 = 1 << 7;
 /// The flow came through the overlay as its client sent it, by a node that is no end of it; the
 /// answers go straight to the client (direct server return).
 pub const FLOW_DSR: u32 = 1 << 8;
+/// The client is this node itself, by an address that does not show it: policies leave it alone.
+pub const FLOW_FROM_NODE: u32 = 1 << 9;
+/// What is said of a flow as a whole, and so in both halves.
+pub const FLOW_OF_BOTH: u32 = FLOW_SOURCE_TRANSLATED | FLOW_DIRECT | FLOW_FROM_NODE;
 
 /// One tick is 2^30 ns, about 1.07 s: what [`ConntrackEntry::last_seen`] counts.
 pub const TICK_SHIFT: u32 = 30;

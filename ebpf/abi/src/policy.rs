@@ -28,6 +28,9 @@ map_type! {
     }
 }
 
+/// [`PolicyPeerKey::prefix_len`] of a whole key.
+pub const POLICY_PEER_BITS: u32 = 32 + 128;
+
 /// Nothing: an `except` cut out of a larger range.
 pub const PORTS_NONE: u32 = 0;
 /// Every port of every protocol.
@@ -56,3 +59,6 @@ map_type! {
         pub flags: u32,
     }
 }
+
+/// [`PolicyPortKey::prefix_len`] of a whole key.
+pub const POLICY_PORT_BITS: u32 = 48 + 16;

@@ -12,6 +12,7 @@ pub mod csum;
 pub mod flow;
 pub mod icmp;
 pub mod packet;
+pub mod policy;
 pub mod rewrite;
 pub mod select;
 pub mod socket;

@@ -1,6 +1,8 @@
 //! Translations of a packet's tuple and what they do to its checksums.
 
-use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, FLOW_SOURCE_TRANSLATED, MASQUERADE_FIRST_PORT};
+use tholepin_ebpf_abi::conntrack::{
+    FLOW_OF_BOTH, FLOW_REPLY, FLOW_SOURCE_TRANSLATED, MASQUERADE_FIRST_PORT,
+};
 use tholepin_ebpf_abi::{Address, BackendValue, Be16, ConntrackEntry, FlowKey};
 
 use crate::csum::{self, Sum};
@@ -207,7 +209,7 @@ pub const fn reply_half(flow: &FlowKey, forward: &ConntrackEntry) -> ConntrackEn
         backend_id: forward.backend_id,
         backend_generation: forward.backend_generation,
         ifindex: 0,
-        flags: FLOW_REPLY | (forward.flags & FLOW_SOURCE_TRANSLATED),
+        flags: FLOW_REPLY | (forward.flags & FLOW_OF_BOTH),
     }
 }
 

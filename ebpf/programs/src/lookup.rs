@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "references into hash maps")]
 
 use aya_ebpf::btf_maps::{HashMap, LruHashMap};
+use tholepin_ebpf_abi::conntrack::FLOW_DIRECT;
 use tholepin_ebpf_abi::*;
 
 use crate::maps::*;
@@ -84,6 +85,12 @@ impl Half {
         lru(&CONNTRACK, key).map(|entry| Self { entry })
     }
 
+    /// The half under `key`, if the flow is translated and not only tracked for policy.
+    #[inline(always)]
+    pub fn find_translated(key: &FlowKey) -> Option<Self> {
+        Self::find(key).filter(|half| half.entry().flags & FLOW_DIRECT == 0)
+    }
+
     #[inline(always)]
     pub fn entry(&self) -> &ConntrackEntry {
         // SAFETY: the pointer came from a look-up of this run of the program. Other processors
@@ -105,6 +112,12 @@ impl Half {
     pub fn set_last_seen(&self, now: u32) {
         // SAFETY: as in `entry`; an aligned word.
         unsafe { (&raw mut (*self.entry).last_seen).write_volatile(now) };
+    }
+
+    #[inline(always)]
+    pub fn set_policy_generation(&self, generation: u32) {
+        // SAFETY: as in `entry`; an aligned word.
+        unsafe { (&raw mut (*self.entry).policy_generation).write_volatile(generation) };
     }
 
     #[inline(always)]

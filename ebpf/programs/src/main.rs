@@ -1,7 +1,7 @@
 //! The eBPF hooks: thin shells around `tholepin-ebpf-core`.
 //!
 //! Packet order: `parse` → `pipeline` (`conntrack` for known flows, `balance` for new ones,
-//! `related` for ICMP errors) → `deliver` (with `nat`), or `refuse`. See docs/design/dataplane.md.
+//! `related` for ICMP errors) → `policy` → `deliver` (with `nat`), or `refuse`. See docs/design/dataplane.md.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -20,6 +20,7 @@ mod maps;
 mod nat;
 mod parse;
 mod pipeline;
+mod policy;
 mod refuse;
 mod related;
 mod scratch;

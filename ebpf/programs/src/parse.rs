@@ -40,6 +40,8 @@ pub struct Packet {
     pub echo: bool,
     /// Whether the transport header is in this packet: not in later fragments.
     pub has_header: bool,
+    /// An ICMP error: the policy stamp of the flow it is about; 0 if there is none.
+    pub related: u32,
     /// Set once a translation was found.
     pub translated: bool,
 }
@@ -166,6 +168,7 @@ fn finish(
     packet.echo = false;
     packet.has_header = true;
     packet.translated = false;
+    packet.related = 0;
     if let Fragment::Later(identification) = transport.fragment {
         return later_fragment(packet, identification);
     }

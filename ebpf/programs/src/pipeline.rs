@@ -9,7 +9,7 @@ use crate::lookup::{self, Half};
 use crate::parse::{Packet, parse};
 use crate::scratch::{Scratch, scratch};
 use crate::skb::Skb;
-use crate::{balance, conntrack, deliver, refuse, related};
+use crate::{balance, conntrack, deliver, policy, refuse, related};
 
 /// One packet through one hook. `origin` is a constant in each, so only its branches remain.
 #[inline(always)]
@@ -29,7 +29,7 @@ pub fn run(skb: &Skb, origin: Origin) -> i32 {
     match forward(skb, scratch, origin) {
         Ok(verdict) => verdict.into_tc_action(),
         Err(reason) if origin == Origin::Overlay => refuse::drop(reason),
-        Err(reason) => refuse::refuse(skb, &scratch.packet, reason as u32, origin == Origin::Host),
+        Err(reason) => refuse::refuse(skb, scratch, reason as u32, origin == Origin::Host),
     }
 }
 
@@ -38,6 +38,7 @@ fn forward(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Verdict, 
     let Some(route) = resolve(skb, scratch, origin)? else {
         return Ok(Verdict::Pass);
     };
+    policy::enforce(skb, scratch, route, origin)?;
     deliver::send(skb, &scratch.packet, &scratch.translation, route, origin)
 }
 
@@ -45,7 +46,7 @@ fn forward(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Verdict, 
 #[inline(always)]
 fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Route>, DropReason> {
     if scratch.packet.may_be_tracked() {
-        if let Some(half) = Half::find(&scratch.packet.flow) {
+        if let Some(half) = Half::find_translated(&scratch.packet.flow) {
             if origin == Origin::Pod && half.entry().ifindex != scratch.packet.ifindex {
                 approve_source(&scratch.packet)?;
                 half.set_ifindex(scratch.packet.ifindex);
@@ -64,7 +65,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
     if icmp::is_error(scratch.packet.flow.protocol, scratch.packet.icmp_type)
         && scratch.packet.has_header
     {
-        related::translate(skb, &scratch.packet, &mut scratch.translation)?;
+        related::translate(skb, &mut scratch.packet, &mut scratch.translation)?;
     }
     // A pod's address is no Service's, so most of what is not for a Service ends here.
     let untranslated = route(scratch, origin);
@@ -76,7 +77,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
             && (origin == Origin::Pod
                 || origin == Origin::Host
                     && matches!(untranslated, Route::Workload(_) | Route::Remote(_)))
-            && Half::find(&scratch.packet.flow.reversed()).is_some()
+            && Half::find_translated(&scratch.packet.flow.reversed()).is_some()
         {
             balance::aside(skb, scratch, origin)?;
         }

@@ -12,6 +12,7 @@ use tholepin_ebpf_core::{Origin, Verdict};
 use crate::globals::{HOST_IFINDEX, OVERLAY_MTU};
 use crate::maps::DROPS;
 use crate::parse::{PLAIN_V4, PLAIN_V6, Packet};
+use crate::scratch::{Scratch, settle};
 use crate::skb::{self, ETH_P_IP, ETH_P_IPV6, Skb};
 
 /// `TC_ACT_SHOT`.
@@ -30,7 +31,8 @@ pub fn drop(reason: DropReason) -> i32 {
 
 /// Counts a refusal, and answers the sender if `reason` has an answer.
 #[inline(never)]
-pub fn refuse(skb: &Skb, packet: &Packet, code: u32, from_host: bool) -> i32 {
+pub fn refuse(skb: &Skb, scratch: &mut Scratch, code: u32, from_host: bool) -> i32 {
+    let packet = &scratch.packet;
     let reason = DropReason::from_code(code).unwrap_or(DropReason::Malformed);
     let shot = drop(reason);
     let plain = packet.transport == if packet.v4 { PLAIN_V4 } else { PLAIN_V6 };
@@ -42,7 +44,7 @@ pub fn refuse(skb: &Skb, packet: &Packet, code: u32, from_host: bool) -> i32 {
     let answered = match verdict::answer(reason) {
         Answer::Silence => return shot,
         Answer::Unreachable if packet.flow.protocol == TCP => reset(skb, packet, origin),
-        answer => error(skb, packet, answer, origin),
+        answer => error(skb, scratch, answer, origin),
     };
     answered.map_or(shot, Verdict::into_tc_action)
 }
@@ -76,15 +78,18 @@ fn reset(skb: &Skb, packet: &Packet, origin: Origin) -> Result<Verdict, DropReas
 #[inline(always)]
 fn error(
     skb: &Skb,
-    packet: &Packet,
+    scratch: &mut Scratch,
     answer: Answer,
     origin: Origin,
 ) -> Result<Verdict, DropReason> {
+    let packet = &scratch.packet;
     let protocol = packet.flow.protocol;
     if !answer::may_answer(protocol, packet.icmp_type) {
         return Err(DropReason::Malformed);
     }
-    let quote = quote(skb, packet).ok_or(DropReason::Malformed)?;
+    if !quote(skb, packet, &mut scratch.quote) {
+        return Err(DropReason::Malformed);
+    }
     let quote_len = answer::quote_len(packet.v4, protocol);
     let destination = packet.flow.source;
     let source = match answer {
@@ -94,7 +99,7 @@ fn error(
     let message = answer::icmp_error(
         answer,
         OVERLAY_MTU.load(),
-        &quote,
+        &scratch.quote,
         quote_len,
         source,
         destination,
@@ -118,20 +123,15 @@ fn error(
 
 /// The start of the packet, zero beyond `quote_len`.
 #[inline(always)]
-fn quote(skb: &Skb, packet: &Packet) -> Option<[u32; MAX_QUOTE_WORDS]> {
+fn quote(skb: &Skb, packet: &Packet, quote: &mut [u32; MAX_QUOTE_WORDS]) -> bool {
+    *quote = [0; MAX_QUOTE_WORDS];
+    settle();
     match (packet.v4, packet.flow.protocol == TCP) {
-        (true, false) => quoted::<7>(skb),
-        (true, true) => quoted::<10>(skb),
-        (false, false) => quoted::<12>(skb),
-        (false, true) => quoted::<MAX_QUOTE_WORDS>(skb),
+        (true, false) => skb.load_into::<7>(ETHERNET_LEN, quote),
+        (true, true) => skb.load_into::<10>(ETHERNET_LEN, quote),
+        (false, false) => skb.load_into::<12>(ETHERNET_LEN, quote),
+        (false, true) => skb.load_into::<MAX_QUOTE_WORDS>(ETHERNET_LEN, quote),
     }
-}
-
-#[inline(always)]
-fn quoted<const WORDS: usize>(skb: &Skb) -> Option<[u32; MAX_QUOTE_WORDS]> {
-    let mut quote = [0; MAX_QUOTE_WORDS];
-    skb.load_into::<WORDS>(ETHERNET_LEN, &mut quote)
-        .then_some(quote)
 }
 
 #[inline(always)]

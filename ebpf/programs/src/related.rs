@@ -1,5 +1,6 @@
 //! ICMP errors about translated packets.
 
+use tholepin_ebpf_abi::conntrack::FLOW_DIRECT;
 use tholepin_ebpf_abi::{DropReason, FlowKey};
 use tholepin_ebpf_core::csum::{self, Sum};
 use tholepin_ebpf_core::icmp::{self, TranslatedError};
@@ -17,7 +18,11 @@ const REFUSED: u32 = 1; // Plus the reason's code.
 /// Translates `packet`, an ICMP error, if it is about a translated flow: at once, and `outcome` then
 /// holds its new addresses.
 #[inline(always)]
-pub fn translate(skb: &Skb, packet: &Packet, outcome: &mut Translation) -> Result<(), DropReason> {
+pub fn translate(
+    skb: &Skb,
+    packet: &mut Packet,
+    outcome: &mut Translation,
+) -> Result<(), DropReason> {
     match translate_quoted(skb, packet, outcome) {
         OK => Ok(()),
         refused => {
@@ -27,13 +32,17 @@ pub fn translate(skb: &Skb, packet: &Packet, outcome: &mut Translation) -> Resul
 }
 
 #[inline(never)]
-fn translate_quoted(skb: &Skb, packet: &Packet, outcome: &mut Translation) -> u32 {
+fn translate_quoted(skb: &Skb, packet: &mut Packet, outcome: &mut Translation) -> u32 {
     let Some((key, offsets)) = quoted(skb, packet) else {
         return OK;
     };
     let Some(half) = Half::find(&key.reversed()) else {
         return OK;
     };
+    packet.related = half.entry().policy_generation;
+    if half.entry().flags & FLOW_DIRECT != 0 {
+        return OK;
+    }
     let translation = Translation::of_entry(half.entry());
     let error = icmp::translate(packet.flow.source, &key, &translation);
     let inner = match rewrite_quoted(skb, packet, &key, &offsets, &error) {

@@ -13,9 +13,11 @@
 
 use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
 use tholepin_ebpf_core::Translation;
+use tholepin_ebpf_core::answer::MAX_QUOTE_WORDS;
 
 use crate::maps::SCRATCH;
 use crate::parse::Packet;
+use crate::policy::Questions;
 use crate::skb::FibQuestion;
 
 /// What the stages hand to each other.
@@ -29,6 +31,10 @@ pub struct Scratch {
     pub forward: ConntrackEntry,
     pub reply: ConntrackEntry,
     pub reply_key: FlowKey,
+    /// `refuse`: the start of the packet that an error quotes.
+    pub quote: [u32; MAX_QUOTE_WORDS],
+    /// `policy`: what is looked up.
+    pub questions: Questions,
     /// `balance`: the question to the kernel's routing table.
     pub fib: FibQuestion,
     /// `balance`: whether the new flow leaves the pod network, so that its port is one of those kept
@@ -40,7 +46,8 @@ pub struct Scratch {
 #[inline(always)]
 pub fn scratch() -> Result<&'static mut Scratch, DropReason> {
     let slot = SCRATCH.get_ptr_mut(0).ok_or(DropReason::RewriteFailed)?;
-    // SAFETY: a live value of this CPU's own slot; only `pipeline::run` asks for it, once a packet.
+    // SAFETY: a live value of this CPU's own slot; only `pipeline::run` asks for it, once a packet,
+    // and `policy`, whose caller does not look at it while it runs.
     Ok(unsafe { &mut *slot })
 }
 

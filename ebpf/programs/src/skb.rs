@@ -87,6 +87,13 @@ impl Skb {
         unsafe { (*self.context).ifindex }
     }
 
+    /// Whether the packet was made on this node, and not received from anywhere.
+    #[inline(always)]
+    pub fn is_of_this_node(&self) -> bool {
+        // SAFETY: as in `protocol`.
+        unsafe { (*self.context).ingress_ifindex == 0 }
+    }
+
     /// Whether the device will cut this packet into segments that fit.
     #[inline(always)]
     pub fn is_gso(&self) -> bool {

@@ -15,7 +15,7 @@ use crate::parse::{PLAIN_V4, PLAIN_V6, parse};
 use crate::pipeline::route;
 use crate::scratch::{Scratch, scratch};
 use crate::skb::{ETH_P_IP, ETH_P_IPV6, Skb};
-use crate::{conntrack, deliver, refuse, related};
+use crate::{conntrack, deliver, policy, refuse, related};
 
 /// `TC_ACT_UNSPEC`, which is also `TCX_NEXT`: other programs on the interface, which is not ours
 /// alone, see the packet as well.
@@ -109,12 +109,13 @@ fn answer(skb: &Skb, scratch: &mut Scratch) -> Result<Option<Verdict>, DropReaso
             return Ok(None);
         }
         scratch.translation = Translation::identity(&packet.flow);
-        related::translate(skb, &scratch.packet, &mut scratch.translation)?;
+        related::translate(skb, &mut scratch.packet, &mut scratch.translation)?;
         if scratch.translation.destination == scratch.packet.flow.destination {
             return Ok(None);
         }
     }
     let route = route(scratch, Origin::Underlay);
+    policy::enforce(skb, scratch, route, Origin::Underlay)?;
     let (packet, translation) = (&scratch.packet, &scratch.translation);
     deliver::send(skb, packet, translation, route, Origin::Underlay).map(Some)
 }
