@@ -19,6 +19,7 @@ PACKAGES = {
     "coordination": (API, "coordination/v1", ["types.go"]),
     "events": (API, "events/v1", ["types.go"]),
     "autoscaling": (API, "autoscaling/v1", ["types.go"]),
+    "networking": (API, "networking/v1", ["types.go"]),
     "policy": (API, "policy/v1", ["types.go"]),
     "authentication": (API, "authentication/v1", ["types.go"]),
 }
@@ -40,6 +41,7 @@ ROOTS = {
     "events": ["Event"],
     "apps": ["Deployment", "ReplicaSet"],
     "autoscaling": ["Scale"],
+    "networking": ["NetworkPolicy"],
     "policy": ["Eviction"],
     "authentication": ["TokenRequest"],
     "meta": ["DeleteOptions", "Status", "CreateOptions", "UpdateOptions", "PatchOptions"],

@@ -15,6 +15,7 @@ mod endpoints;
 mod event;
 mod lease;
 mod namespace;
+mod network_policy;
 mod node;
 mod pod;
 mod replica_set;
@@ -35,6 +36,7 @@ pub use endpoints::ENDPOINTS;
 pub use event::{EVENT, EVENTS_EVENT};
 pub use lease::LEASE;
 pub use namespace::NAMESPACE;
+pub use network_policy::NETWORK_POLICY;
 pub use node::NODE;
 pub use pod::{POD, qos_class};
 pub use replica_set::REPLICA_SET;
@@ -313,6 +315,7 @@ static ALL: &[&Kind] = &[
     &LEASE,
     &ENDPOINT_SLICE,
     &EVENTS_EVENT,
+    &NETWORK_POLICY,
 ];
 
 /// Finds a kind by group, version and plural.

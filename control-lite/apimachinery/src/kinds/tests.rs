@@ -495,7 +495,7 @@ fn any_json() -> impl proptest::strategy::Strategy<Value = Value> {
     leaf.prop_recursive(3, 24, 4, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            proptest::collection::hash_map("(metadata|spec|status|containers|template|name|ports|selector|strategy|data|volumes|env|resources|endpoints|subsets)", inner, 0..4)
+            proptest::collection::hash_map("(metadata|spec|status|containers|template|name|ports|selector|strategy|data|volumes|env|resources|endpoints|subsets|ingress|egress|from|to|ipBlock|podSelector)", inner, 0..4)
                 .prop_map(|m| Value::Object(m.into_iter().collect())),
         ]
     })
