@@ -173,6 +173,8 @@ impl Cni for AgentServer {
             pod_namespace: request.pod_namespace,
             pod_name: request.pod_name,
             pod_uid: request.pod_uid,
+            // CNI does not bring annotations.
+            socket_lb: true,
         };
         let attachment = self.pod_network.attach(&request).await.map_err(status_of)?;
         Ok(Response::new(attachment_to_proto(attachment)))

@@ -8,6 +8,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::dataplane::socket_lb::{InvalidSocketLb, SocketLb};
 use crate::node::eviction::Thresholds;
 use crate::runtime::log_file::LogLimits;
 
@@ -70,6 +71,12 @@ pub struct RawConfig {
     /// Cgroup below which pods are put [default: /]
     #[arg(long, env = "THOLEPIN_CGROUP_PARENT", value_name = "PATH")]
     pub cgroup_parent: Option<String>,
+    /// Balance Services at the socket: off, tcp, or all (unconnected UDP too) [default: off]
+    #[arg(long, env = "THOLEPIN_SOCKET_LB", value_name = "MODE")]
+    pub socket_lb: Option<String>,
+    /// Directory of the cgroup whose sockets that is for [default: the pods', in the cgroup v2 tree]
+    #[arg(long, env = "THOLEPIN_SOCKET_LB_CGROUP", value_name = "DIR")]
+    pub socket_lb_cgroup: Option<PathBuf>,
     /// Where the kubelet API listens [default: 0.0.0.0]
     #[arg(long, env = "THOLEPIN_ADDRESS", value_name = "IP")]
     pub address: Option<String>,
@@ -178,6 +185,9 @@ pub struct Config {
     pub container_log_dir: PathBuf,
     pub container_logs: LogLimits,
     pub cgroup_parent: String,
+    pub socket_lb: SocketLb,
+    /// `None` for the pods' own.
+    pub socket_lb_cgroup: Option<PathBuf>,
     pub port: u16,
     pub kubelet_api: Option<KubeletApiConfig>,
     pub healthz_port: u16,
@@ -261,6 +271,8 @@ impl RawConfig {
             log_dir: self.log_dir.or(other.log_dir),
             container_log_dir: self.container_log_dir.or(other.container_log_dir),
             cgroup_parent: self.cgroup_parent.or(other.cgroup_parent),
+            socket_lb: self.socket_lb.or(other.socket_lb),
+            socket_lb_cgroup: self.socket_lb_cgroup.or(other.socket_lb_cgroup),
             address: self.address.or(other.address),
             port: self.port.or(other.port),
             tls_cert_file: self.tls_cert_file.or(other.tls_cert_file),
@@ -331,6 +343,8 @@ impl TryFrom<RawConfig> for Config {
             container_logs: container_logs(&raw)?,
             resolv_conf: path(&raw.resolv_conf, "/etc/resolv.conf"),
             kubelet_api: kubelet_api(&raw, port)?,
+            socket_lb: socket_lb(raw.socket_lb.as_deref())?,
+            socket_lb_cgroup: raw.socket_lb_cgroup.clone(),
             healthz_port: raw.healthz_port.unwrap_or(10248),
             vxlan_port: raw.vxlan_port.unwrap_or(8472),
             cluster_ranges: ranges(
@@ -357,6 +371,19 @@ impl TryFrom<RawConfig> for Config {
             port,
         })
     }
+}
+
+fn socket_lb(given: Option<&str>) -> Result<SocketLb, ConfigError> {
+    let Some(given) = given else {
+        return Ok(SocketLb::default());
+    };
+    given
+        .parse()
+        .map_err(|error: InvalidSocketLb| ConfigError::Value {
+            option: "socket-lb",
+            value: given.to_owned(),
+            message: error.to_string(),
+        })
 }
 
 fn node_name(given: Option<String>) -> Result<String, ConfigError> {

@@ -32,6 +32,7 @@ pub mod socket_lb;
 use maps::pod_routes::PodRoutes;
 use maps::workloads::Workloads;
 use pin::PinDirectory;
+use socket_lb::SocketLb;
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,10 @@ pub struct NetworkConfig {
     pub attach_mode: AttachMode,
     /// Hand packets straight into local pods where the kernel can (`bpf_redirect_peer`).
     pub redirect_peer: bool,
+    /// Which sockets are balanced when they connect or send.
+    pub socket_lb: SocketLb,
+    /// The cgroup whose sockets that is for; `None` where there is no cgroup v2 tree.
+    pub socket_lb_cgroup: Option<PathBuf>,
 }
 
 impl NetworkConfig {
@@ -89,6 +94,8 @@ impl NetworkConfig {
             service_ranges: vec![range("10.96.0.0/16"), range("fd00:10:96::/112")],
             attach_mode: AttachMode::Auto,
             redirect_peer: true,
+            socket_lb: SocketLb::Off,
+            socket_lb_cgroup: None,
         }
     }
 }

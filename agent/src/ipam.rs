@@ -35,9 +35,17 @@ pub struct Lease {
     /// One per family, primary first.
     pub addresses: Vec<IpAddr>,
     pub host_interface: String,
+    /// Whether the pod's sockets may be balanced when they connect.
+    #[serde(default = "yes")]
+    pub socket_lb: bool,
     boot_id: String,
     /// Grows with every lease; the newest tells where the search goes on after a restart.
     sequence: u64,
+}
+
+/// Leases of agents that did not ask.
+fn yes() -> bool {
+    true
 }
 
 impl Lease {
@@ -78,6 +86,7 @@ pub struct LeaseRequest {
     pub pod: String,
     pub owner: Owner,
     pub host_interface: String,
+    pub socket_lb: bool,
 }
 
 /// The pool. Not shared: the owner of the pod network has the only one.
@@ -225,6 +234,7 @@ impl Ipam {
             owner: request.owner,
             addresses: picked,
             host_interface: request.host_interface,
+            socket_lb: request.socket_lb,
             boot_id: self.boot_id.clone(),
             sequence: self.next_sequence,
         };
@@ -392,6 +402,7 @@ mod tests {
             pod: format!("default/{id}"),
             owner: Owner::Agent,
             host_interface: format!("thp{id}"),
+            socket_lb: true,
         }
     }
 

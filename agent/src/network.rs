@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 pub mod owner;
 mod pod;
+mod socket_lb;
 mod underlay;
 
 /// One interface of one sandbox. `(container_id, interface)` is the idempotency key, as in CNI.
@@ -23,6 +24,9 @@ pub struct AttachmentKey {
     pub interface: String,
 }
 
+/// Annotation of pods: "false" keeps Service load balancing away from their sockets.
+pub const SOCKET_LB_ANNOTATION: &str = "tholepin.io/socket-lb";
+
 /// A request to give a network namespace its interface and addresses.
 #[derive(Clone, Debug)]
 pub struct AttachRequest {
@@ -31,6 +35,8 @@ pub struct AttachRequest {
     pub pod_namespace: String,
     pub pod_name: String,
     pub pod_uid: String,
+    /// Whether the pod's sockets may be balanced when they connect ([`SOCKET_LB_ANNOTATION`]).
+    pub socket_lb: bool,
 }
 
 /// What a sandbox has after an attach.

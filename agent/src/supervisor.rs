@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::dataplane::socket_lb::{self, SocketLb};
 use crate::dataplane::{self, NetworkConfig};
 use crate::events::{self, Recorder};
 use crate::kubelet_api::{self, ApiContext};
@@ -302,7 +303,24 @@ fn network_config(config: &Config, addresses: &[IpAddr]) -> NetworkConfig {
     network.vxlan_port = config.vxlan_port;
     network.cluster_ranges.clone_from(&config.cluster_ranges);
     network.service_ranges.clone_from(&config.service_ranges);
+    network.socket_lb = config.socket_lb;
+    network.socket_lb_cgroup = match &config.socket_lb_cgroup {
+        Some(cgroup) => Some(cgroup.clone()),
+        None => pods_cgroup(config),
+    };
     network
+}
+
+/// Where the sockets of pods are balanced. Pods work without.
+fn pods_cgroup(config: &Config) -> Option<std::path::PathBuf> {
+    let cgroup = match config.socket_lb {
+        SocketLb::Off => return None,
+        SocketLb::Tcp | SocketLb::All => socket_lb::ensure_pods_cgroup(&config.cgroup_parent),
+    };
+    cgroup.unwrap_or_else(|error| {
+        tracing::error!(%error, parent = config.cgroup_parent, "no cgroup to balance sockets in");
+        None
+    })
 }
 
 /// Keeps the allocator from holding what a burst has left: two arenas, and big blocks given back.

@@ -13,6 +13,8 @@ mod cluster;
 mod node;
 #[path = "network/outside.rs"]
 mod outside;
+#[path = "network/socket_lb.rs"]
+mod socket_lb;
 #[path = "network/sockets.rs"]
 mod sockets;
 #[path = "network/traffic.rs"]

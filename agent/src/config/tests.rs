@@ -28,6 +28,16 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
+fn sockets_are_balanced_as_the_option_says() {
+    let mode = |arguments: &[&str]| parse(arguments).map(|config| config.socket_lb);
+    assert_eq!(mode(&[]).unwrap(), SocketLb::Off);
+    assert_eq!(mode(&["--socket-lb", "all"]).unwrap(), SocketLb::All);
+    assert_eq!(mode(&["--socket-lb", "tcp"]).unwrap(), SocketLb::Tcp);
+    let error = mode(&["--socket-lb", "udp"]).unwrap_err().to_string();
+    assert_eq!(error, "--socket-lb \"udp\": expected `off`, `tcp` or `all`");
+}
+
+#[test]
 fn log_limits_are_the_kubelets_unless_said_otherwise() {
     let limits = |arguments: &[&str]| parse(arguments).map(|config| config.container_logs);
     assert_eq!(limits(&[]).unwrap(), LogLimits::default());

@@ -9,6 +9,7 @@ pub mod backends;
 pub mod drops;
 pub mod frontends;
 pub mod pod_routes;
+pub mod socket_netns;
 pub mod workloads;
 
 /// Why a map operation failed.

@@ -25,9 +25,9 @@ const PLACE: &str = "cgroup";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SocketLb {
     /// None: every packet is translated.
+    #[default]
     Off,
     /// TCP sockets.
-    #[default]
     Tcp,
     /// TCP sockets, and datagrams of UDP sockets that are not connected.
     All,
@@ -180,11 +180,16 @@ fn attach(
     Ok(())
 }
 
-/// The pods' cgroup in the cgroup v2 tree, where socket programs can be attached on cgroup v1 machines
-/// too; `None` without such a tree.
-pub fn pods_cgroup(cgroup_parent: &str) -> io::Result<Option<PathBuf>> {
+/// The pods' cgroup in the cgroup v2 tree, which is where socket programs are attached on machines
+/// with cgroup v1 too; made if it is not there. `None` without such a tree.
+pub fn ensure_pods_cgroup(cgroup_parent: &str) -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(unified_mount(&mounts).map(|root| root.join(cgroup_parent.trim_start_matches('/'))))
+    let Some(root) = unified_mount(&mounts) else {
+        return Ok(None);
+    };
+    let cgroup = root.join(cgroup_parent.trim_start_matches('/'));
+    fs::create_dir_all(&cgroup)?;
+    Ok(Some(cgroup))
 }
 
 fn unified_mount(mountinfo: &str) -> Option<PathBuf> {

@@ -14,6 +14,7 @@ use crate::dataplane::attach::{self, AttachError};
 use crate::dataplane::features::Features;
 use crate::dataplane::loader::{LoadError, NodeConstants, Programs};
 use crate::dataplane::maps::MapAccessError;
+use crate::dataplane::maps::socket_netns::SocketNetns;
 use crate::dataplane::maps::workloads::{Wiring, Workloads};
 use crate::dataplane::pin::{PinDirectory, PinError};
 use crate::ipam::{Ipam, IpamError, Lease};
@@ -54,6 +55,7 @@ pub struct NodeNetwork {
     pub(super) features: Features,
     pub(super) programs: Programs,
     pub(super) workloads: Workloads,
+    pub(super) socket_netns: SocketNetns,
     pub(super) ipam: Ipam,
     pub(super) mtu: u32,
 }
@@ -115,16 +117,20 @@ impl NodeNetwork {
             tracing::info!(pods = ?void, "dropped address leases from before the last boot");
         }
         workloads.open(&pins)?;
+        let socket_netns = SocketNetns::open(&pins)?;
         let mut network = Self {
             netlink,
             pins,
             features,
             programs,
             workloads,
+            socket_netns,
             ipam,
             mtu,
         };
         network.adopt().await?;
+        network.enter_sockets();
+        network.attach_to_sockets(config);
         Ok(network)
     }
 

@@ -53,6 +53,7 @@ impl NodeNetwork {
                 pod: subject.clone(),
                 owner,
                 host_interface: host_interface(&request.key),
+                socket_lb: request.socket_lb,
             })
             .map_err(|error| match error {
                 IpamError::Exhausted { family, range } => NetworkError::Exhausted {
@@ -112,6 +113,7 @@ impl NodeNetwork {
         for address in &lease.addresses {
             self.workloads.wire(*address, wiring)?;
         }
+        self.enter_sockets();
         // Up only now: before its program is attached the interface passes nothing.
         self.netlink.set_up(name).await?;
         Ok(())
@@ -131,6 +133,7 @@ impl NodeNetwork {
         for address in &lease.addresses {
             self.workloads.unwire(*address)?;
         }
+        self.enter_sockets();
         self.netlink.delete_link(&lease.host_interface).await?;
         attach::forget(&self.pins, POD_EGRESS, &lease.host_interface)?;
         Ok(())

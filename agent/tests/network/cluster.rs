@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tholepin_agent::dataplane::AttachMode;
+use tholepin_agent::dataplane::pin::PinDirectory;
 use tholepin_api::proto;
 use tholepin_api::proto::cni_client::CniClient;
 use tholepin_api::proto::debug_client::DebugClient;
@@ -86,6 +87,8 @@ impl Cluster {
                 clsact: mode == AttachMode::Clsact,
                 binary: std::env::current_exe().unwrap(),
                 redirect_peer: true,
+                socket_lb: "off".to_owned(),
+                cgroup: None,
             };
             std::fs::create_dir_all(&process.directory).unwrap();
             let child = spawn(&netns, &process);
@@ -244,6 +247,42 @@ impl Cluster {
     /// The mode of the node's next process.
     pub(crate) fn use_mode(&mut self, node: usize, mode: AttachMode) {
         self.nodes[node].process.clsact = mode == AttachMode::Clsact;
+    }
+
+    /// How the node's next process balances sockets, and in which cgroup.
+    pub(crate) fn use_socket_lb(&mut self, node: usize, mode: &str, cgroup: &Path) {
+        let process = &mut self.nodes[node].process;
+        mode.clone_into(&mut process.socket_lb);
+        process.cgroup = Some(cgroup.to_owned());
+    }
+
+    /// Names of Services, as they are published next, whose `internalTrafficPolicy` is Local.
+    pub(crate) fn use_local_policy(&mut self, services: &[&str]) {
+        self.input.local = services.iter().map(|name| (*name).to_owned()).collect();
+    }
+
+    /// Attaches a pod of the first node's agent that does not want socket load balancing.
+    pub(crate) fn add_opted_out_pod(&mut self, pod: &str) {
+        let netns = self.pod_netns(pod);
+        ip(&["netns", "add", &netns]);
+        let path = PathBuf::from(format!("/run/netns/{netns}"));
+        self.input.opted_out.push((pod.to_owned(), path));
+        self.pods.insert(pod.to_owned(), (0, Vec::new()));
+        self.send();
+        self.wait("the pod to be attached", || {
+            self.check_pod(pod).ok().map(drop)
+        });
+    }
+
+    /// Where the node pins its maps.
+    pub(crate) fn pins(&self, node: usize) -> PinDirectory {
+        PinDirectory::at(&self.nodes[node].process.bpffs_root)
+    }
+
+    /// The process of a node is killed and not started again yet.
+    pub(crate) fn kill(&mut self, node: usize) {
+        self.nodes[node].child.kill().unwrap();
+        self.nodes[node].child.wait().unwrap();
     }
 
     /// Programs of ours on a clsact qdisc.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tholepin_agent::dataplane::socket_lb::SocketLb;
 use tholepin_agent::dataplane::{AttachMode, NetworkConfig, start_with};
+use tholepin_agent::network::{AttachRequest, AttachmentKey};
 use tholepin_model::desired::{Desired, SyncState};
 use tholepin_model::route::Node;
 use tholepin_model::service::{
@@ -27,12 +29,22 @@ pub(crate) struct NodeProcess {
     /// The program of the agent; an upgrade comes from another file.
     pub(crate) binary: PathBuf,
     pub(crate) redirect_peer: bool,
+    #[serde(default)]
+    pub(crate) socket_lb: String,
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Input {
     pub(crate) nodes: Vec<InputNode>,
     pub(crate) services: Vec<(String, String, String, Vec<String>)>,
+    #[serde(default)]
+    /// Services of these names have `internalTrafficPolicy: Local`.
+    pub(crate) local: Vec<String>,
+    #[serde(default)]
+    /// Pods that the agent itself attaches, without socket load balancing: name and namespace.
+    pub(crate) opted_out: Vec<(String, PathBuf)>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,13 +80,36 @@ pub(crate) fn run_if_asked() {
         config.attach_mode = AttachMode::Clsact;
     }
     config.redirect_peer = process.redirect_peer;
+    config.socket_lb = process.socket_lb.parse().unwrap_or(SocketLb::Off);
+    config.socket_lb_cgroup = process.cgroup;
+    let name = config.node_name.clone();
     let (sender, desired) = tokio::sync::watch::channel(Desired::default());
     let handle = start_with(config, desired, CancellationToken::new());
     for line in std::io::stdin().lock().lines() {
         let input: Input = serde_json::from_str(&line.unwrap()).unwrap();
         sender.send_replace(desired_of(&input));
+        for (pod, netns) in input.opted_out.iter().filter(|_| name == "n0") {
+            let request = opted_out(pod, netns);
+            runtime
+                .block_on(handle.pod_network.attach(&request))
+                .unwrap();
+        }
     }
     drop((handle, guard));
+}
+
+fn opted_out(pod: &str, netns: &Path) -> AttachRequest {
+    AttachRequest {
+        key: AttachmentKey {
+            container_id: pod.to_owned(),
+            interface: "eth0".to_owned(),
+        },
+        netns: netns.to_owned(),
+        pod_namespace: "default".to_owned(),
+        pod_name: pod.to_owned(),
+        pod_uid: String::new(),
+        socket_lb: false,
+    }
 }
 
 fn desired_of(input: &Input) -> Desired {
@@ -127,7 +162,10 @@ fn desired_of(input: &Input) -> Desired {
             created_at_secs: 0,
             cluster_ips: vec![address.parse().unwrap()],
             ports: vec![port],
-            internal_policy: TrafficPolicy::Cluster,
+            internal_policy: match input.local.contains(name) {
+                true => TrafficPolicy::Local,
+                false => TrafficPolicy::Cluster,
+            },
         };
         desired.services.insert(service.clone(), Arc::new(object));
         let slice = SliceName {

@@ -15,7 +15,7 @@ use super::sources::FIRST_READ;
 use super::worker::Worker;
 use crate::errors::chain;
 use crate::events::{Severity, Subject};
-use crate::network::{AttachRequest, AttachmentKey, NetworkError};
+use crate::network::{AttachRequest, AttachmentKey, NetworkError, SOCKET_LB_ANNOTATION};
 use crate::runtime::{RuntimeError, SandboxSpec};
 use crate::volumes;
 use crate::volumes::VolumeError;
@@ -174,6 +174,22 @@ impl Worker {
         }
     }
 
+    /// What the pod's annotation says; anything that cannot be read is reported and means yes.
+    fn wants_socket_lb(&self) -> bool {
+        let annotations = self.pod().map(|pod| &pod.annotations);
+        let value = annotations.and_then(|all| all.get(SOCKET_LB_ANNOTATION));
+        match value.map(String::as_str) {
+            None | Some("true") => true,
+            Some("false") => false,
+            Some(other) => {
+                let message =
+                    format!("annotation {SOCKET_LB_ANNOTATION}: {other:?} is not true or false");
+                self.pod_event(Severity::Warning, "InvalidAnnotation", message);
+                true
+            }
+        }
+    }
+
     async fn attach_network(&mut self) -> Step {
         let Some(netns) = self.netns.clone() else {
             self.sandbox_failed("the sandbox has no network namespace");
@@ -188,6 +204,7 @@ impl Worker {
             pod_namespace: self.identity.namespace.clone(),
             pod_name: self.identity.name.clone(),
             pod_uid: self.identity.uid.clone(),
+            socket_lb: self.wants_socket_lb(),
         };
         let began = Instant::now();
         let result = self
