@@ -1,4 +1,3 @@
 //! kube-proxy's own cases under their names, against the reference model and against the programs.
 
-mod deviations;
 mod model;
