@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tholepin_model::desired::Desired;
-use tholepin_model::service::{Forwarding, NodeView};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,10 +17,7 @@ use crate::cni_server::AgentServer;
 use crate::network::PodNetwork;
 use crate::network::owner::NetworkTask;
 use crate::reconcile::routes::RoutesTask;
-use crate::reconcile::services::{
-    Generations, PinnedServiceMaps, Programmer, ServicesStatus, ServicesTask,
-};
-use crate::watch::changes::ServiceChanges;
+use crate::reconcile::services::{Generations, PinnedServiceMaps, ServicesStatus, ServicesTask};
 use crate::watch::{endpoint_slices, nodes, services};
 
 pub mod attach;
@@ -74,10 +70,6 @@ pub struct NetworkConfig {
     pub socket_lb: SocketLb,
     /// The cgroup whose sockets that is for; `None` where there is no cgroup v2 tree.
     pub socket_lb_cgroup: Option<PathBuf>,
-    /// Addresses at which NodePorts are served; those of the node (`--node-ip`) if there are none.
-    pub node_port_addresses: Vec<IpAddr>,
-    /// What becomes of clients from outside whose backend is on another node.
-    pub external_forwarding: Forwarding,
 }
 
 impl NetworkConfig {
@@ -104,8 +96,6 @@ impl NetworkConfig {
             redirect_peer: true,
             socket_lb: SocketLb::Off,
             socket_lb_cgroup: None,
-            node_port_addresses: Vec::new(),
-            external_forwarding: Forwarding::Direct,
         }
     }
 }
@@ -150,18 +140,16 @@ pub fn start(
     cancel: CancellationToken,
 ) -> NetworkHandle {
     let (sender, desired) = watch::channel(Desired::default());
-    let changes = ServiceChanges::default();
-    changes.change(|changes| changes.sync.host_ports = true);
-    let mut handle = start_with(config, desired, changes.clone(), cancel.clone());
+    let mut handle = start_with(config, desired, cancel.clone());
     let tasks = &mut handle.tasks;
     tasks.spawn(services::watch(
         client.clone(),
-        changes.clone(),
+        sender.clone(),
         cancel.clone(),
     ));
     tasks.spawn(endpoint_slices::watch(
         client.clone(),
-        changes,
+        sender.clone(),
         cancel.clone(),
     ));
     tasks.spawn(nodes::watch(client, sender, cancel));
@@ -173,7 +161,6 @@ pub fn start(
 pub fn start_with(
     config: NetworkConfig,
     desired: watch::Receiver<Desired>,
-    changes: ServiceChanges,
     cancel: CancellationToken,
 ) -> NetworkHandle {
     let mut tasks = JoinSet::new();
@@ -191,7 +178,6 @@ pub fn start_with(
         config: config.clone(),
         workloads,
         desired,
-        changes,
         services_status,
         status: status.clone(),
         cancel: cancel.clone(),
@@ -223,7 +209,6 @@ struct Reconcilers {
     config: NetworkConfig,
     workloads: Workloads,
     desired: watch::Receiver<Desired>,
-    changes: ServiceChanges,
     services_status: watch::Sender<ServicesStatus>,
     status: watch::Receiver<NetworkStatus>,
     cancel: CancellationToken,
@@ -253,21 +238,11 @@ impl Reconcilers {
             (Err(error), _) => return tracing::error!(error = chain(&error), "Services are off"),
             (_, Err(error)) => return tracing::error!(error = chain(&error), "Services are off"),
         };
-        let config = self.config;
-        let node_port_addresses = match config.node_port_addresses.is_empty() {
-            true => config.node_addresses.clone(),
-            false => config.node_port_addresses,
-        };
         let task = ServicesTask {
-            node: NodeView {
-                name: config.node_name,
-                zone: None,
-                node_port_addresses,
-                addresses: config.node_addresses,
-                forwarding: config.external_forwarding,
-            },
-            programmer: Programmer::new(maps, generations, config.service_ranges),
-            changes: self.changes,
+            node_name: self.config.node_name,
+            service_ranges: self.config.service_ranges,
+            maps,
+            generations,
             desired: self.desired,
             status: self.services_status,
         };

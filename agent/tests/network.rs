@@ -9,6 +9,8 @@
 
 #[path = "network/cluster.rs"]
 mod cluster;
+#[path = "network/halfway.rs"]
+mod halfway;
 #[path = "network/node.rs"]
 mod node;
 #[path = "network/outside.rs"]
@@ -367,6 +369,15 @@ fn replaced_agents_lose_duplicate_and_reset_nothing() {
     let mut cluster = two_nodes(AttachMode::Auto);
     outside::serve_on_the_second_node(&mut cluster);
     upgrades::lose_nothing(&mut cluster, upgrades::restarts());
+}
+
+#[test]
+fn services_half_programmed_by_a_killed_agent_lead_to_nobody_else() {
+    if !privileged() {
+        return;
+    }
+    let mut cluster = two_nodes(AttachMode::Auto);
+    halfway::kill_while_programming(&mut cluster);
 }
 
 #[test]

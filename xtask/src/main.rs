@@ -1,5 +1,6 @@
 //! The one entry point for development: `cargo xtask COMMAND`. Every command is a file with `run`.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -33,6 +34,7 @@ enum Command {
     Down(down::Options),
     Kubectl(kubectl::Options),
     Test(test::Options),
+    Bench(bench::Options),
     Tidy(tidy::Options),
     Ci(ci::Options),
     BuildEbpf(build_ebpf::Options),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Down(options) => down::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Kubectl(options) => kubectl::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Tidy(options) => tidy::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => ci::run(&options),
         Command::BuildEbpf(options) => build_ebpf::run(&options).map(|()| ExitCode::SUCCESS),

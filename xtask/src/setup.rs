@@ -69,6 +69,19 @@ pub(crate) fn ensure(scope: Scope) -> Result<()> {
     install(scope, &missing)
 }
 
+/// The same for single requirements, whatever their scope.
+pub(crate) fn ensure_named(wanted: &[&str]) -> Result<()> {
+    let all = requirements::all().iter();
+    let missing: Vec<_> = all
+        .filter(|one| wanted.contains(&one.name) && (one.find)().is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("==> setup: missing {}", names(&missing));
+    install(Scope::Bench, &missing)
+}
+
 pub(crate) use self::requirements::Scope as Needs;
 
 fn names(missing: &[&Requirement]) -> String {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use containerd_client::services::v1::{CloseIoRequest, ResizePtyRequest};
-use containerd_client::types::v1::Status;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -14,7 +13,7 @@ use super::containerd::{Driver, blocking};
 use super::exits::{Follow, Tracked};
 use super::fanout::Stream;
 use super::sandbox::operation_failed;
-use super::{AttachRequest, ExecSession, RuntimeError, labels};
+use super::{AttachRequest, ExecSession, RuntimeError};
 
 const STDIN_BUFFER: usize = 16 << 10;
 
@@ -25,21 +24,12 @@ impl Driver {
     ) -> Result<ExecSession, RuntimeError> {
         let id = &request.container_id;
         let subject = || format!("container {id}");
-        let container = self
-            .container(id)
-            .await?
-            .ok_or_else(|| RuntimeError::NotFound { subject: subject() })?;
-        let parsed = labels::parse(id, &container.labels);
-        let task = self
-            .task(id)
-            .await
-            .map_err(self.connection.failed("look at", subject()))?;
-        if task.is_none_or(|task| task.status() != Status::Running) {
-            return Err(RuntimeError::Attach {
-                container: parsed.name,
-                message: "container is not running".into(),
-            });
-        }
+        let (_, parsed) = self
+            .running_container(id, |container, message| RuntimeError::Attach {
+                container,
+                message,
+            })
+            .await?;
         let tracked = self
             .follow(parsed.follow.clone())
             .map_err(operation_failed("follow", subject()))?;

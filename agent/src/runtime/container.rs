@@ -83,6 +83,28 @@ impl Driver {
         }
     }
 
+    /// A container that runs, with what its labels say; `refused` makes the caller's error of one
+    /// that does not.
+    pub(super) async fn running_container(
+        &self,
+        id: &str,
+        refused: impl FnOnce(String, String) -> RuntimeError,
+    ) -> Result<(Container, Parsed), RuntimeError> {
+        let subject = format!("container {id}");
+        let Some(container) = self.container(id).await? else {
+            return Err(RuntimeError::NotFound { subject });
+        };
+        let parsed = labels::parse(id, &container.labels);
+        let task = self
+            .task(id)
+            .await
+            .map_err(self.connection.failed("look at", subject))?;
+        if task.is_none_or(|task| task.status() != Status::Running) {
+            return Err(refused(parsed.name, "container is not running".into()));
+        }
+        Ok((container, parsed))
+    }
+
     async fn sandbox_of(&self, pod: &PodIdentity) -> Result<Sandbox, RuntimeError> {
         let subject = super::sandbox::subject(pod);
         let (sandboxes, uid) = (self.sandboxes.clone(), pod.uid.clone());

@@ -6,7 +6,6 @@ use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, ResizePtyRequest, StartRequest,
     WaitRequest,
 };
-use containerd_client::types::v1::Status;
 use prost_types::Any;
 use serde_json::Value;
 use tokio::io::{AsyncWriteExt, DuplexStream};
@@ -16,7 +15,6 @@ use tokio::sync::mpsc;
 use super::connect::{CallError, Idempotent, QUICK, SLOW, call};
 use super::containerd::{Driver, blocking};
 use super::io::Fifos;
-use super::labels;
 use super::sandbox::operation_failed;
 use super::{ExecRequest, ExecSession, RuntimeError};
 
@@ -39,21 +37,12 @@ impl Driver {
     ) -> Result<ExecSession, RuntimeError> {
         let id = &request.container_id;
         let subject = || format!("container {id}");
-        let container = self
-            .container(id)
-            .await?
-            .ok_or_else(|| RuntimeError::NotFound { subject: subject() })?;
-        let parsed = labels::parse(id, &container.labels);
-        let task = self
-            .task(id)
-            .await
-            .map_err(self.connection.failed("look at", subject()))?;
-        if task.is_none_or(|task| task.status() != Status::Running) {
-            return Err(RuntimeError::Exec {
-                container: parsed.name,
-                message: "container is not running".into(),
-            });
-        }
+        let (container, parsed) = self
+            .running_container(id, |container, message| RuntimeError::Exec {
+                container,
+                message,
+            })
+            .await?;
         let running = Running {
             driver: self.clone(),
             container_id: id.clone(),

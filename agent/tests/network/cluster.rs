@@ -112,8 +112,8 @@ impl Cluster {
         }
     }
 
-    /// Makes these the cluster's Services and waits until both nodes have them.
-    pub(crate) fn publish(&mut self, services: &[(String, &str, &str, Vec<String>)]) {
+    /// Tells both nodes that these are the cluster's Services.
+    pub(crate) fn announce(&mut self, services: &[(String, &str, &str, Vec<String>)]) {
         let own = |(name, address, protocol, backends): &(String, &str, &str, Vec<String>)| {
             (
                 name.clone(),
@@ -124,6 +124,11 @@ impl Cluster {
         };
         self.input.services = services.iter().map(own).collect();
         self.send();
+    }
+
+    /// Makes these the cluster's Services and waits until both nodes have them.
+    pub(crate) fn publish(&mut self, services: &[(String, &str, &str, Vec<String>)]) {
+        self.announce(services);
         let mut expected: Vec<(String, String, Vec<String>)> = Vec::new();
         for (_, address, protocol, backends) in services {
             let mut backends = backends.clone();

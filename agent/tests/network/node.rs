@@ -9,13 +9,11 @@ use serde::{Deserialize, Serialize};
 use tholepin_agent::dataplane::socket_lb::SocketLb;
 use tholepin_agent::dataplane::{AttachMode, NetworkConfig, start_with};
 use tholepin_agent::network::{AttachRequest, AttachmentKey};
-use tholepin_agent::watch::changes::ServiceChanges;
 use tholepin_model::desired::{Desired, SyncState};
 use tholepin_model::route::Node;
-use tholepin_model::service::table::Changes;
 use tholepin_model::service::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Selection, Service, ServiceName,
-    ServicePort, SliceName, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort,
+    SliceName, TrafficPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -86,8 +84,7 @@ pub(crate) fn run_if_asked() {
     config.socket_lb_cgroup = process.cgroup;
     let name = config.node_name.clone();
     let (sender, desired) = tokio::sync::watch::channel(Desired::default());
-    let changes = ServiceChanges::default();
-    let handle = start_with(config, desired, changes.clone(), CancellationToken::new());
+    let handle = start_with(config, desired, CancellationToken::new());
     for line in std::io::stdin().lock().lines() {
         let input: Input = serde_json::from_str(&line.unwrap()).unwrap();
         sender.send_replace(desired_of(&input));
@@ -97,7 +94,6 @@ pub(crate) fn run_if_asked() {
                 .block_on(handle.pod_network.attach(&request))
                 .unwrap();
         }
-        changes.change(|changes| set_services(&input, changes));
     }
     drop((handle, guard));
 }
@@ -118,8 +114,17 @@ fn opted_out(pod: &str, netns: &Path) -> AttachRequest {
 
 fn desired_of(input: &Input) -> Desired {
     let mut desired = Desired {
-        sync: SyncState { nodes: true },
+        sync: SyncState {
+            services: true,
+            endpoint_slices: true,
+            nodes: true,
+        },
         ..Desired::default()
+    };
+    let parse = |list: &[String]| {
+        list.iter()
+            .map(|text| text.parse().unwrap())
+            .collect::<Vec<_>>()
     };
     for node in &input.nodes {
         let pod_ranges = node
@@ -133,19 +138,9 @@ fn desired_of(input: &Input) -> Desired {
             created_at_secs: 0,
             pod_ranges,
             addresses,
-            zone: None,
         };
         desired.nodes.insert(name, Arc::new(node));
     }
-    desired
-}
-
-fn parse(list: &[String]) -> Vec<std::net::IpAddr> {
-    list.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-fn set_services(input: &Input, changes: &mut Changes) {
-    let mut services = BTreeMap::new();
     let mut slices = BTreeMap::new();
     for (name, address, protocol, backends) in &input.services {
         let service = ServiceName {
@@ -161,28 +156,18 @@ fn set_services(input: &Input, changes: &mut Changes) {
             name: String::new(),
             protocol,
             port: 80,
-            node_port: None,
         };
         let object = Service {
             name: service.clone(),
             created_at_secs: 0,
             cluster_ips: vec![address.parse().unwrap()],
-            external_ips: vec![],
-            load_balancer_ips: vec![],
-            source_ranges: vec![],
             ports: vec![port],
             internal_policy: match input.local.contains(name) {
                 true => TrafficPolicy::Local,
                 false => TrafficPolicy::Cluster,
             },
-            external_policy: TrafficPolicy::Cluster,
-            affinity_timeout_secs: None,
-            selection: Selection::Random,
-            forwarding: None,
-            health_check_node_port: None,
-            complaints: vec![],
         };
-        services.insert(service.clone(), Arc::new(object));
+        desired.services.insert(service.clone(), Arc::new(object));
         let slice = SliceName {
             namespace: "default".to_owned(),
             name: name.clone(),
@@ -195,8 +180,6 @@ fn set_services(input: &Input, changes: &mut Changes) {
                 terminating: false,
             },
             node_name: None,
-            node_hints: vec![],
-            zone_hints: vec![],
         };
         let object = EndpointSlice {
             name: slice.clone(),
@@ -210,9 +193,6 @@ fn set_services(input: &Input, changes: &mut Changes) {
         };
         slices.insert(slice, Arc::new(object));
     }
-    changes.services.replace(services);
-    changes.slices.replace(slices);
-    changes.sync.services = true;
-    changes.sync.slices = true;
-    changes.sync.host_ports = true;
+    desired.slices = slices;
+    desired
 }

@@ -135,8 +135,6 @@ impl Reconciler for GarbageCollector {
     const NAME: &'static str = "garbage-collector";
 
     async fn reconcile(&self, item: &Item) -> Result<Option<Duration>, ReconcileError> {
-        // Owners that are not listed yet would look absent.
-        self.caches.wait_synced().await;
         let Some(store) = self.store(item.kind) else {
             return Ok(None);
         };

@@ -72,7 +72,6 @@ impl Reconciler for KubernetesService {
 
     async fn reconcile(&self, _key: &String) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
-        caches.wait_synced().await;
         if caches
             .namespaces
             .get(&ObjectKey::new("", NAMESPACE))

@@ -84,8 +84,6 @@ impl Reconciler for NodeIpam {
     const NAME: &'static str = "node-ipam";
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
-        // Ranges of nodes that are not listed yet must not be handed out again.
-        self.context.caches.nodes.wait_synced().await;
         let Some(node) = self.context.caches.nodes.get(key) else {
             return Ok(None);
         };

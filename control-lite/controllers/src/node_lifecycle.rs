@@ -67,8 +67,6 @@ impl Reconciler for NodeLifecycle {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
-        caches.leases.wait_synced().await;
-        caches.pods.wait_synced().await;
         let Some(node) = caches.nodes.get(key) else {
             self.signs.lock().await.remove(&key.name);
             return Ok(None);

@@ -60,7 +60,6 @@ impl Reconciler for PodGc {
 
     async fn reconcile(&self, node: &String) -> Result<Option<Duration>, ReconcileError> {
         let caches = &self.context.caches;
-        caches.wait_synced().await;
         if caches.pods.by_index(node).is_empty() || self.exists(node).await? {
             return Ok(None);
         }

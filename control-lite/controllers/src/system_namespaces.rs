@@ -48,7 +48,6 @@ impl Reconciler for SystemNamespaces {
 
     async fn reconcile(&self, name: &String) -> Result<Option<Duration>, ReconcileError> {
         let namespaces = &self.context.caches.namespaces;
-        namespaces.wait_synced().await;
         if namespaces.get(&ObjectKey::new("", name)).is_some() {
             return Ok(None);
         }

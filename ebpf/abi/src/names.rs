@@ -1,10 +1,10 @@
 //! Names and default capacities of maps and programs. The kernel keeps 15 characters of a name.
 
-/// `HASH` without preallocation, [`crate::FrontendKey`] to [`crate::FrontendValue`].
+/// `HASH`, [`crate::FrontendKey`] to [`crate::FrontendValue`].
 pub const FRONTENDS: &str = "FRONTENDS";
-/// `ARRAY` of [`crate::SlotValue`].
+/// `HASH`, [`crate::SlotKey`] to [`crate::SlotValue`].
 pub const BACKEND_SLOTS: &str = "BACKEND_SLOTS";
-/// `ARRAY` of [`crate::BackendValue`], by backend id.
+/// `HASH`, [`crate::BackendKey`] to [`crate::BackendValue`].
 pub const BACKENDS: &str = "BACKENDS";
 /// `LRU_HASH`, [`crate::FlowKey`] to [`crate::ConntrackEntry`].
 pub const CONNTRACK: &str = "CONNTRACK";

@@ -32,7 +32,8 @@ mod tests {
             backend_count,
             local_count,
             flags,
-            ..FrontendValue::default()
+            maglev_size: 0,
+            affinity_timeout_s: 0,
         }
     }
 

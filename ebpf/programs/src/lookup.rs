@@ -28,14 +28,19 @@ pub fn frontend(key: &FrontendKey) -> Option<&'static FrontendValue> {
 }
 
 #[inline(always)]
-pub fn slot(index: u32) -> Option<&'static SlotValue> {
-    BACKEND_SLOTS.get(index)
+pub fn slot(service_id: u32, ordinal: u32) -> Option<&'static SlotValue> {
+    hash(
+        &BACKEND_SLOTS,
+        &SlotKey {
+            service_id,
+            ordinal,
+        },
+    )
 }
 
-/// What is at an id, which may be nothing: see [`BackendValue::flags`].
 #[inline(always)]
 pub fn backend(backend_id: u32) -> Option<&'static BackendValue> {
-    BACKENDS.get(backend_id)
+    hash(&BACKENDS, &BackendKey { backend_id })
 }
 
 /// The pod of this node that has `address`.

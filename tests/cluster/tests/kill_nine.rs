@@ -3,43 +3,51 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::{LIMIT, Load, cluster, containers, deploy_web, pause, wait_until};
+use common::{LIMIT, Load, cluster, containers, deploy_web, pause, scale_web, wait_until};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::Api;
-use tholepin_harness::Options;
 use tholepin_harness::client::wait_for;
+use tholepin_harness::{Cluster, Options};
 
 const RATE: u32 = 1000;
 const SECONDS: u32 = 12;
 /// A loaded machine may not reach the whole rate; far less would make the test empty.
 const LEAST: u64 = (RATE * SECONDS) as u64 / 4;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn kill_nine_of_the_agent_fails_no_request_and_restarts_no_container() {
+/// Runs `harm` while node `client` calls a Service: no request fails, no container restarts, and
+/// afterwards the cluster brings up another replica.
+async fn under_load(client: usize, harm: impl AsyncFnOnce(&mut Cluster)) {
     let Some(mut cluster) = cluster(Options::default()).await else {
         return;
     };
-    let address = deploy_web(&cluster).unwrap();
-    let before = containers(&cluster).unwrap();
-    let load = Load::start(&cluster, 0, &address, RATE, SECONDS).unwrap();
-    for node in [0, 1, 0] {
-        pause(Duration::from_secs(1));
-        cluster.kill_agent(node).unwrap();
-        pause(Duration::from_millis(700));
-        cluster.start_agent(node).unwrap();
-    }
-    load.finish(LEAST).unwrap();
-    assert_eq!(containers(&cluster).unwrap(), before);
-    // The new agents do their work: a fourth replica becomes ready.
-    cluster
-        .kubectl
-        .run(&["scale", "deployment/web", "--replicas=5"])
-        .unwrap();
-    cluster
-        .kubectl
-        .run(&["rollout", "status", "deployment/web", "--timeout=90s"])
-        .unwrap();
+    let address = deploy_web(&cluster).expect("the Service serves");
+    let before = containers(&cluster).expect("containers are listed");
+    let load = Load::start(&cluster, client, &address, RATE, SECONDS).expect("the load starts");
+    harm(&mut cluster).await;
+    load.finish(LEAST).expect("no request fails");
+    assert_eq!(containers(&cluster).expect("containers are listed"), before);
+    // The agents may take a moment to follow a new control plane.
+    wait_until("another replica is ready", || {
+        scale_web(&cluster, 5)?;
+        Ok(true)
+    })
+    .expect("the rollout ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_nine_of_the_agent_fails_no_request_and_restarts_no_container() {
+    under_load(0, async |cluster| {
+        for node in [0, 1, 0] {
+            pause(Duration::from_secs(1));
+            cluster.kill_agent(node).unwrap();
+            pause(Duration::from_millis(700));
+            cluster.start_agent(node).unwrap();
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,9 +74,8 @@ async fn a_container_that_exits_while_the_agent_is_away_is_seen_and_restarted() 
             "3",
         ])
         .unwrap();
-    let pods: Api<k8s_openapi::api::core::v1::Pod> =
-        Api::default_namespaced(cluster.client().await.unwrap());
-    let running = |pod: Option<&k8s_openapi::api::core::v1::Pod>| {
+    let pods: Api<Pod> = Api::default_namespaced(cluster.client().await.unwrap());
+    let running = |pod: Option<&Pod>| {
         pod.and_then(|pod| pod.status.as_ref())
             .is_some_and(|status| status.phase.as_deref() == Some("Running"))
     };
@@ -78,7 +85,7 @@ async fn a_container_that_exits_while_the_agent_is_away_is_seen_and_restarted() 
     cluster.kill_agent(0).unwrap();
     pause(Duration::from_secs(4));
     cluster.start_agent(0).unwrap();
-    let ended_with_seven = |pod: Option<&k8s_openapi::api::core::v1::Pod>| {
+    let ended_with_seven = |pod: Option<&Pod>| {
         let statuses = pod.and_then(|pod| pod.status.as_ref()?.container_statuses.as_ref());
         statuses
             .and_then(|list| list.first())
@@ -104,101 +111,65 @@ async fn a_container_that_exits_while_the_agent_is_away_is_seen_and_restarted() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_nine_of_containerd_leaves_containers_running_and_the_agent_recovers() {
-    let Some(mut cluster) = cluster(Options::default()).await else {
-        return;
-    };
-    let address = deploy_web(&cluster).unwrap();
-    let before = containers(&cluster).unwrap();
-    let load = Load::start(&cluster, 1, &address, RATE, SECONDS).unwrap();
-    for node in [0, 1] {
-        pause(Duration::from_secs(1));
-        cluster.kill_containerd(node).unwrap();
-        pause(Duration::from_secs(1));
-        cluster.start_containerd(node).unwrap();
-    }
-    load.finish(LEAST).unwrap();
-    assert_eq!(containers(&cluster).unwrap(), before);
-    cluster
-        .kubectl
-        .run(&["scale", "deployment/web", "--replicas=6"])
-        .unwrap();
-    cluster
-        .kubectl
-        .run(&["rollout", "status", "deployment/web", "--timeout=90s"])
-        .unwrap();
+    under_load(1, async |cluster| {
+        for node in [0, 1] {
+            pause(Duration::from_secs(1));
+            cluster.kill_containerd(node).unwrap();
+            pause(Duration::from_secs(1));
+            cluster.start_containerd(node).unwrap();
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_nine_of_the_control_plane_loses_no_acknowledged_object_and_pods_keep_serving() {
-    let Some(mut cluster) = cluster(Options::default()).await else {
-        return;
-    };
-    let address = deploy_web(&cluster).unwrap();
-    let before = containers(&cluster).unwrap();
-    let load = Load::start(&cluster, 0, &address, RATE, SECONDS).unwrap();
-
-    // A writer that notes only what the server acknowledged, across three kills.
-    let client = cluster.client().await.unwrap();
-    let writer = tokio::spawn(async move {
-        let api: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::default_namespaced(client);
-        let mut acknowledged = Vec::new();
-        let end = tokio::time::Instant::now() + Duration::from_secs(8);
-        let mut number = 0;
-        while tokio::time::Instant::now() < end {
-            number += 1;
-            let name = format!("written-{number:05}");
-            let object = serde_json::from_value(serde_json::json!({
-                "metadata": {"name": name}, "data": {"number": number.to_string()},
-            }))
-            .unwrap();
-            match api.create(&Default::default(), &object).await {
-                Ok(_) => acknowledged.push(name),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
+    under_load(0, async |cluster| {
+        let client = cluster.client().await.unwrap();
+        let writer = tokio::spawn(write_config_maps(client, Duration::from_secs(8)));
+        for _ in 0..3 {
+            pause(Duration::from_millis(1500));
+            cluster.kill_control().unwrap();
+            pause(Duration::from_millis(300));
+            cluster.start_control().unwrap();
         }
-        acknowledged
-    });
-    for _ in 0..3 {
-        pause(Duration::from_millis(1500));
-        cluster.kill_control().unwrap();
-        pause(Duration::from_millis(300));
-        cluster.start_control().unwrap();
-    }
-    let acknowledged = writer.await.unwrap();
-    assert!(
-        acknowledged.len() > 100,
-        "only {} writes were acknowledged",
-        acknowledged.len()
-    );
-    let list = cluster.kubectl.json(&["get", "configmaps"]).unwrap();
-    let names: std::collections::BTreeSet<&str> = list["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|item| item["metadata"]["name"].as_str())
-        .collect();
-    let lost: Vec<&String> = acknowledged
-        .iter()
-        .filter(|name| !names.contains(name.as_str()))
-        .collect();
-    assert!(
-        lost.is_empty(),
-        "{} of {} acknowledged objects are lost: {lost:?}",
-        lost.len(),
-        acknowledged.len()
-    );
-    eprintln!("{} acknowledged writes, none lost", acknowledged.len());
-
-    load.finish(LEAST).unwrap();
-    assert_eq!(containers(&cluster).unwrap(), before);
-    wait_until("agents follow the new control plane", || {
-        cluster
-            .kubectl
-            .run(&["scale", "deployment/web", "--replicas=4"])?;
-        cluster
-            .kubectl
-            .run(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
-        Ok(true)
+        let acknowledged = writer.await.unwrap();
+        let count = acknowledged.len();
+        assert!(count > 100, "only {count} writes were acknowledged");
+        let list = cluster.kubectl.json(&["get", "configmaps"]).unwrap();
+        let names: BTreeSet<&str> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|item| item["metadata"]["name"].as_str())
+            .collect();
+        let lost: Vec<&String> = acknowledged
+            .iter()
+            .filter(|name| !names.contains(name.as_str()))
+            .collect();
+        assert!(lost.is_empty(), "of {count} objects are lost: {lost:?}");
+        eprintln!("{count} acknowledged writes, none lost");
     })
-    .unwrap();
+    .await;
+}
+
+/// Writes for as long as `duration`; the names of the objects the server acknowledged.
+async fn write_config_maps(client: kube::Client, duration: Duration) -> Vec<String> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client);
+    let mut acknowledged = Vec::new();
+    let end = tokio::time::Instant::now() + duration;
+    let mut number = 0;
+    while tokio::time::Instant::now() < end {
+        number += 1;
+        let name = format!("written-{number:05}");
+        let object = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name}, "data": {"number": number.to_string()},
+        }))
+        .expect("a ConfigMap");
+        match api.create(&Default::default(), &object).await {
+            Ok(_) => acknowledged.push(name),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    acknowledged
 }

@@ -5,6 +5,7 @@
 //! and `cases` are kube-proxy's own. The models and the wire format are written from the rules
 //! (kube-proxy's semantics, the dataplane contract, the RFCs) and share no code with `ebpf/core`.
 
+pub mod address_plan;
 pub mod cases;
 pub mod model;
 pub mod reference;

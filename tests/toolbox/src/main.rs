@@ -5,6 +5,7 @@
 mod args;
 mod call;
 mod http;
+mod load;
 mod report;
 mod serve;
 mod signals;
@@ -29,6 +30,11 @@ usage: toolbox COMMAND [--flag VALUE]...
                 --to ADDRESS:PORT  --count 1  --timeout 2  --same-socket
   tcp-stream  one long connection to the echo port with numbered lines; prints what came back
                 --to ADDRESS:PORT  --seconds 10  --rate 10  --timeout 5
+  load-serve  the other end of `load`: answers, counts, swallows, on several ports of each kind
+                --address ::  --port 9000  --ports 5  --cpu N  --realtime
+  load        measure; prints rates and latencies as JSON
+                --mode connect|request|bulk|udp-request|udp-one-way  --to ADDRESS:PORT
+                --ports 1  --control ADDRESS:PORT  --seconds 1  --size 64  --cpu N  --realtime
   lines       print numbered lines
                 --count 10  --interval-ms 0  --stderr-every N
   fail        wait, print a message, exit
@@ -53,6 +59,10 @@ fn main() -> ExitCode {
         "tcp-stream" => {
             Args::parse(arguments, &["to", "seconds", "rate", "timeout"], &[]).and_then(stream::run)
         }
+        "load-serve" => {
+            Args::parse(arguments, load::SERVE_OPTIONS, &["realtime"]).and_then(load::serve)
+        }
+        "load" => Args::parse(arguments, load::OPTIONS, &["realtime"]).and_then(load::run),
         "lines" => Args::parse(arguments, &["count", "interval-ms", "stderr-every"], &[])
             .and_then(simple::lines),
         "fail" => Args::parse(arguments, &["code", "after", "message"], &[]).and_then(simple::fail),

@@ -16,6 +16,8 @@ pub(crate) enum Scope {
     Run,
     /// The whole test matrix and the checks of `ci`.
     Ci,
+    /// What measurements compare with; asked for by name only.
+    Bench,
 }
 
 /// Where setup gets it.
@@ -86,7 +88,7 @@ pub(super) struct Requirement {
 }
 
 pub(super) fn all() -> &'static [Requirement] {
-    use Scope::{Build, Ci, Run};
+    use Scope::{Bench, Build, Ci, Run};
     static ALL: &[Requirement] = &[
         Requirement {
             name: "C compiler",
@@ -236,6 +238,22 @@ pub(super) fn all() -> &'static [Requirement] {
             find: || on_path("cargo-deny"),
             source: Source::Cargo("cargo-deny"),
             hint: "cargo install --locked cargo-deny",
+        },
+        Requirement {
+            name: "nft",
+            why: "rule sets that measurements compare with",
+            scope: Bench,
+            find: || on_path("nft"),
+            source: Source::Packages(&["nftables"]),
+            hint: "package nftables",
+        },
+        Requirement {
+            name: "iptables",
+            why: "rule sets that measurements compare with",
+            scope: Bench,
+            find: || on_path("iptables-restore"),
+            source: Source::Packages(&["iptables"]),
+            hint: "package iptables",
         },
     ];
     ALL

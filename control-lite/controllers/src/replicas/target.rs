@@ -1,7 +1,9 @@
 //! A ReplicaSet or ReplicationController reduced to what the engine needs.
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{PodTemplateSpec, ReplicationController};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    PodTemplateSpec, ReplicationController, ReplicationControllerStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 use tholepin_informer::{InvalidSelector, Kind, ObjectRef, Selector, kinds};
@@ -78,6 +80,33 @@ impl TargetStatus {
     }
 }
 
+/// The status of either kind: same names, types without anything in common.
+macro_rules! target_status {
+    ($status:expr, terminating: $terminating:expr) => {{
+        let status = $status;
+        TargetStatus {
+            terminating: $terminating(&status),
+            replicas: status.replicas,
+            fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
+            ready: status.ready_replicas.unwrap_or(0),
+            available: status.available_replicas.unwrap_or(0),
+            observed_generation: status.observed_generation.unwrap_or(0),
+            conditions: status
+                .conditions
+                .into_iter()
+                .flatten()
+                .map(|condition| TargetCondition {
+                    type_: condition.type_,
+                    status: condition.status,
+                    reason: condition.reason.unwrap_or_default(),
+                    message: condition.message.unwrap_or_default(),
+                    since: condition.last_transition_time,
+                })
+                .collect(),
+        }
+    }};
+}
+
 impl Target {
     pub(crate) fn object_ref(&self) -> ObjectRef {
         ObjectRef::of(self.kind, &self.meta)
@@ -85,7 +114,6 @@ impl Target {
 
     pub(crate) fn from_replica_set(set: &ReplicaSet) -> Result<Self, InvalidSelector> {
         let spec = set.spec.clone().unwrap_or_default();
-        let status = set.status.clone().unwrap_or_default();
         Ok(Self {
             kind: kinds::REPLICA_SET,
             meta: set.metadata.clone(),
@@ -93,32 +121,15 @@ impl Target {
             min_ready_secs: spec.min_ready_seconds.unwrap_or(0),
             selector: Selector::new(&spec.selector)?,
             template: spec.template.unwrap_or_default(),
-            status: TargetStatus {
-                replicas: status.replicas,
-                fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-                ready: status.ready_replicas.unwrap_or(0),
-                available: status.available_replicas.unwrap_or(0),
-                terminating: status.terminating_replicas,
-                observed_generation: status.observed_generation.unwrap_or(0),
-                conditions: status
-                    .conditions
-                    .into_iter()
-                    .flatten()
-                    .map(|c| TargetCondition {
-                        type_: c.type_,
-                        status: c.status,
-                        reason: c.reason.unwrap_or_default(),
-                        message: c.message.unwrap_or_default(),
-                        since: c.last_transition_time,
-                    })
-                    .collect(),
-            },
+            status: target_status!(
+                set.status.clone().unwrap_or_default(),
+                terminating: |status: &ReplicaSetStatus| status.terminating_replicas
+            ),
         })
     }
 
     pub(crate) fn from_replication_controller(rc: &ReplicationController) -> Self {
         let spec = rc.spec.clone().unwrap_or_default();
-        let status = rc.status.clone().unwrap_or_default();
         Self {
             kind: kinds::REPLICATION_CONTROLLER,
             meta: rc.metadata.clone(),
@@ -126,26 +137,10 @@ impl Target {
             min_ready_secs: spec.min_ready_seconds.unwrap_or(0),
             selector: Selector::from_labels(spec.selector.as_ref()),
             template: spec.template.unwrap_or_default(),
-            status: TargetStatus {
-                replicas: status.replicas,
-                fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-                ready: status.ready_replicas.unwrap_or(0),
-                available: status.available_replicas.unwrap_or(0),
-                terminating: None,
-                observed_generation: status.observed_generation.unwrap_or(0),
-                conditions: status
-                    .conditions
-                    .into_iter()
-                    .flatten()
-                    .map(|c| TargetCondition {
-                        type_: c.type_,
-                        status: c.status,
-                        reason: c.reason.unwrap_or_default(),
-                        message: c.message.unwrap_or_default(),
-                        since: c.last_transition_time,
-                    })
-                    .collect(),
-            },
+            status: target_status!(
+                rc.status.clone().unwrap_or_default(),
+                terminating: |_: &ReplicationControllerStatus| None
+            ),
         }
     }
 }

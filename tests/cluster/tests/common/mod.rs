@@ -68,6 +68,18 @@ pub(crate) fn deploy_web(cluster: &Cluster) -> Result<String> {
     Ok(address)
 }
 
+/// Scales the Deployment of [`deploy_web`] and waits for the rollout.
+pub(crate) fn scale_web(cluster: &Cluster, replicas: u32) -> Result<()> {
+    let replicas = format!("--replicas={replicas}");
+    cluster
+        .kubectl
+        .run(&["scale", "deployment/web", &replicas])?;
+    cluster
+        .kubectl
+        .run(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    Ok(())
+}
+
 /// Tries again until it holds; for conditions inside a node that the API does not show.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + LIMIT;

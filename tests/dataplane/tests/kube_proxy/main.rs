@@ -1,3 +1,4 @@
 //! kube-proxy's own cases under their names, against the reference model and against the programs.
 
+mod deviations;
 mod model;

@@ -8,7 +8,7 @@ use tholepin_tests_dataplane::cases::{self, Expected, Flow};
 use tholepin_tests_dataplane::reference::{Answer, Endpoint, Protocol, Style, categorize};
 
 /// One answer as upstream writes it: the masquerade mark is set or not, whatever the endpoint.
-fn as_upstream(answer: Answer) -> Expected {
+pub(crate) fn as_upstream(answer: Answer) -> Expected {
     match answer {
         Answer::To(endpoints) => {
             let masqueraded = endpoints.values().any(|masqueraded| *masqueraded);

@@ -1,0 +1,235 @@
+//! How long Services take from objects in memory to the maps: all of them on a node that has none, and
+//! one endpoint among many. The agent's own reconciler over the real maps; only its last step is watched.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tholepin_agent::dataplane::AttachMode;
+use tholepin_agent::dataplane::features::Features;
+use tholepin_agent::dataplane::loader::{NodeConstants, Programs};
+use tholepin_agent::dataplane::maps::MapAccessError;
+use tholepin_agent::dataplane::maps::workloads::Workloads;
+use tholepin_agent::dataplane::pin::PinDirectory;
+use tholepin_agent::reconcile::services::{
+    Generations, PinnedServiceMaps, ServiceMaps, ServicesStatus, ServicesTask,
+};
+use tholepin_model::desired::Desired;
+use tholepin_model::plan::services::{Op, RealizedServices};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::node::{Objects, fold, fold_slice, objects_of};
+use super::sandbox::Sandbox;
+use super::spec;
+use crate::rows::{Bar, Row};
+use crate::stats::{Summary, quantile};
+
+const COLD: &str = "Cold program time: objects in memory to programmed";
+const CHANGE: &str = "One endpoint changed: object received to map written";
+/// How long one thing may take before the run gives up.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) cold: bool,
+    pub(crate) changes: u32,
+    pub(crate) rounds: u32,
+}
+
+/// The rows for a number of Services.
+pub(crate) fn rows(sandbox: &Sandbox, count: u32, extent: Extent) -> Result<Vec<Row>> {
+    let specs: Vec<_> = (0..count).map(spec::idle).collect();
+    let objects = objects_of(&specs);
+    drop(specs);
+    let mut colds = Vec::new();
+    let mut changes = Vec::new();
+    let rounds = if extent.cold { extent.rounds.max(1) } else { 1 };
+    for round in 0..rounds {
+        let short = format!("maps-{count}-{round}");
+        let running = Running::start(&sandbox.pins(&short), &sandbox.directory(&short)?)?;
+        colds.push(running.program(&objects)?.as_secs_f64());
+        if round + 1 == rounds {
+            for number in 0..extent.changes {
+                changes.push(running.change(&objects, number)?.as_secs_f64() * 1e3);
+            }
+        }
+        running.end(&sandbox.pins(&short))?;
+    }
+    let name = format!("{count} Services × {} endpoints", spec::ENDPOINTS);
+    let mut rows = Vec::new();
+    if extent.cold {
+        let value = Summary::of(&colds).context("there was a round")?;
+        let mut row = Row::value(COLD, &name, "s", value);
+        if count == 10_000 {
+            row = row.with_bar(Bar::AtMost(0.3, 0.1));
+        }
+        rows.push(row);
+    }
+    for (percent, at) in [("p50", 0.5), ("p99", 0.99)] {
+        let Some(median) = quantile(&changes, at) else {
+            continue;
+        };
+        let (low, high) = (quantile(&changes, 0.1), quantile(&changes, 1.0));
+        let value = Summary {
+            median,
+            low: low.unwrap_or(median),
+            high: high.unwrap_or(median),
+        };
+        let name = format!("{name}, {percent} of {} changes", changes.len());
+        let mut row = Row::value(CHANGE, &name, "ms", value);
+        if count == 10_000 && percent == "p99" {
+            row = row.with_bar(Bar::AtMost(2.0, 0.3));
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// The agent's reconciler of Services, on maps of its own.
+struct Running {
+    runtime: tokio::runtime::Runtime,
+    desired: watch::Sender<Desired>,
+    status: watch::Receiver<ServicesStatus>,
+    applied: mpsc::Receiver<Applied>,
+    cancel: CancellationToken,
+    _programs: Programs,
+}
+
+impl Running {
+    fn start(pins: &Path, directory: &Path) -> Result<Self> {
+        let pins = PinDirectory::prepare(pins)?;
+        let programs = Programs::load(&pins, Features::probe(AttachMode::Auto), &nowhere())?;
+        let workloads = Workloads::default();
+        workloads.open(&pins)?;
+        let (sender, applied) = mpsc::channel();
+        let (desired, receiver) = watch::channel(Desired::default());
+        let (status_sender, status) = watch::channel(ServicesStatus::default());
+        let task = ServicesTask {
+            node_name: "n1".to_owned(),
+            service_ranges: vec!["10.96.0.0/16".parse()?],
+            maps: Watched {
+                maps: PinnedServiceMaps::open(&pins, workloads)?,
+                applied: sender,
+            },
+            generations: Generations::open(directory)?,
+            desired: receiver,
+            status: status_sender,
+        };
+        let runtime = tokio::runtime::Runtime::new()?;
+        let (handle, cancel) = (runtime.handle().clone(), CancellationToken::new());
+        let token = cancel.clone();
+        // A thread of its own, as the agent gives it.
+        runtime.spawn_blocking(move || handle.block_on(task.run(token)));
+        Ok(Self {
+            runtime,
+            desired,
+            status,
+            applied,
+            cancel,
+            _programs: programs,
+        })
+    }
+
+    /// All objects at once, until the reconciler says that all is programmed.
+    fn program(&self, objects: &Objects) -> Result<Duration> {
+        let started = Instant::now();
+        let mut problem = Ok(());
+        self.desired
+            .send_modify(|desired| problem = fold(desired, objects));
+        problem?;
+        let mut status = self.status.clone();
+        let wanted = objects.services.len();
+        let done = self.runtime.block_on(async {
+            let ready = status.wait_for(|status| status.synced && status.frontend_count >= wanted);
+            tokio::time::timeout(LIMIT, ready).await.map(|_| ())
+        });
+        let elapsed = started.elapsed();
+        let status = self.status.borrow().clone();
+        if let Some(((service, _), reason)) = status.problems.iter().next() {
+            bail!("Service {service}: {reason}");
+        }
+        done.with_context(|| format!("{} of {wanted} programmed", status.frontend_count))?;
+        while self.applied.try_recv().is_ok() {}
+        Ok(elapsed)
+    }
+
+    /// One endpoint of one Service gets another address. The time until its last map entry is written;
+    /// the clean-up of what nothing points at any more follows and is waited for, but not counted.
+    fn change(&self, objects: &Objects, number: u32) -> Result<Duration> {
+        // A stride that visits Services far from each other.
+        let index = number as usize * 7919 % objects.slices.len();
+        let mut object: EndpointSlice = objects.slices[index].clone();
+        let address = u32::from(Ipv4Addr::new(10, 160, 0, 1)) + number;
+        object.endpoints[0].addresses = vec![Ipv4Addr::from(address).to_string()];
+        let received = Instant::now();
+        let mut problem = Ok(());
+        self.desired
+            .send_modify(|desired| problem = fold_slice(desired, &object));
+        problem?;
+        let mut written = received;
+        loop {
+            match self.applied.recv_timeout(LIMIT) {
+                Ok(Applied::Written(at)) => written = at,
+                Ok(Applied::Removed) => return Ok(written - received),
+                Err(error) => bail!("change {number}: no removal of the old endpoint: {error}"),
+            }
+        }
+    }
+
+    fn end(self, pins: &Path) -> Result<()> {
+        self.cancel.cancel();
+        self.runtime.shutdown_timeout(Duration::from_secs(5));
+        std::fs::remove_dir_all(pins).with_context(|| format!("cannot remove {}", pins.display()))
+    }
+}
+
+/// A node without addresses: the programs are loaded for their maps and attached to nothing.
+fn nowhere() -> NodeConstants {
+    NodeConstants {
+        gateway_v4: None,
+        gateway_v6: None,
+        node_v4: None,
+        node_v6: None,
+        host_ifindex: 0,
+        overlay_ifindex: 0,
+        overlay_mtu: 1450,
+    }
+}
+
+/// What was done to the maps.
+enum Applied {
+    Written(Instant),
+    /// The last of a change: the old endpoint's backend is gone.
+    Removed,
+}
+
+/// The real maps, with the time of each operation.
+struct Watched {
+    maps: PinnedServiceMaps,
+    applied: mpsc::Sender<Applied>,
+}
+
+impl ServiceMaps for Watched {
+    fn read(&self) -> Result<RealizedServices, MapAccessError> {
+        self.maps.read()
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapAccessError> {
+        self.maps.apply(op)?;
+        let applied = match op {
+            Op::UpsertBackend(..) | Op::UpsertSlot(..) | Op::UpsertFrontend(..) => {
+                Applied::Written(Instant::now())
+            }
+            Op::RemoveBackend(..) => Applied::Removed,
+            _ => return Ok(()),
+        };
+        // Nobody listens any more at the end.
+        self.applied.send(applied).ok();
+        Ok(())
+    }
+}
