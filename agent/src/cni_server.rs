@@ -13,6 +13,8 @@ use serde::Deserialize;
 use tholepin_api::proto;
 use tholepin_api::proto::cni_server::{Cni, CniServer};
 use tholepin_api::proto::debug_server::{Debug, DebugServer};
+use tholepin_model::plan::services::FrontendState;
+use tholepin_model::service::Owner;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -258,16 +260,21 @@ impl Debug for AgentServer {
         let read = tokio::task::spawn_blocking(move || {
             // Only read, so nobody needs to learn of backends.
             PinnedServiceMaps::open(&PinDirectory::at(&root), Workloads::default())
-                .and_then(|maps| maps.read())
+                .and_then(|maps| maps.read(None))
         });
         let realized = read
             .await
             .map_err(|error| Status::internal(error.to_string()))?
             .map_err(|error| Status::unavailable(chain(&error)))?;
-        let backends = |service: u32, count: u16| {
-            (0..count)
-                .filter_map(|ordinal| realized.slots.get(&(service, ordinal)))
-                .filter_map(|id| Some((*id, realized.backends.get(id)?)))
+        let backends = |state: &FrontendState| {
+            let index = |number: u32| usize::try_from(number).expect("usize holds a u32");
+            let slots = realized.slots.iter().skip(index(state.first_slot));
+            slots
+                .take(state.backend_count.into())
+                .filter_map(|slot| {
+                    let backend = realized.backends.get(index(slot.backend_id))?;
+                    Some((slot.backend_id, (*backend)?))
+                })
                 .map(|(id, backend)| proto::Backend {
                     id,
                     address: backend.address.address.to_string(),
@@ -285,18 +292,20 @@ impl Debug for AgentServer {
                 protocol: frontend.protocol.to_string(),
                 service_id: state.service_id,
                 local_count: state.local_count.into(),
-                backends: backends(state.service_id, state.backend_count),
+                backends: backends(state),
             });
         let frontends = frontends.collect();
         let problems = self.services.borrow().problems.clone();
-        let problems =
-            problems
-                .into_iter()
-                .map(|((service, port), reason)| proto::ServiceProblem {
-                    service: service.to_string(),
-                    port,
-                    reason,
-                });
+        let problems = problems
+            .into_iter()
+            .map(|((owner, port), reason)| proto::ServiceProblem {
+                service: match owner {
+                    Owner::Service(name) => name.to_string(),
+                    Owner::Pod { .. } => owner.to_string(),
+                },
+                port,
+                reason,
+            });
         let problems = problems.collect();
         Ok(Response::new(proto::ServicesResponse {
             frontends,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tholepin_model::desired::Desired;
+use tholepin_model::service::{Forwarding, NodeView};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,10 @@ use crate::cni_server::AgentServer;
 use crate::network::PodNetwork;
 use crate::network::owner::NetworkTask;
 use crate::reconcile::routes::RoutesTask;
-use crate::reconcile::services::{Generations, PinnedServiceMaps, ServicesStatus, ServicesTask};
+use crate::reconcile::services::{
+    Generations, PinnedServiceMaps, Programmer, ServicesStatus, ServicesTask,
+};
+use crate::watch::changes::ServiceChanges;
 use crate::watch::{endpoint_slices, nodes, services};
 
 pub mod attach;
@@ -70,6 +74,10 @@ pub struct NetworkConfig {
     pub socket_lb: SocketLb,
     /// The cgroup whose sockets that is for; `None` where there is no cgroup v2 tree.
     pub socket_lb_cgroup: Option<PathBuf>,
+    /// Addresses at which NodePorts are served; those of the node (`--node-ip`) if there are none.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// What becomes of clients from outside whose backend is on another node.
+    pub external_forwarding: Forwarding,
 }
 
 impl NetworkConfig {
@@ -96,6 +104,8 @@ impl NetworkConfig {
             redirect_peer: true,
             socket_lb: SocketLb::Off,
             socket_lb_cgroup: None,
+            node_port_addresses: Vec::new(),
+            external_forwarding: Forwarding::Direct,
         }
     }
 }
@@ -140,16 +150,18 @@ pub fn start(
     cancel: CancellationToken,
 ) -> NetworkHandle {
     let (sender, desired) = watch::channel(Desired::default());
-    let mut handle = start_with(config, desired, cancel.clone());
+    let changes = ServiceChanges::default();
+    changes.change(|changes| changes.sync.host_ports = true);
+    let mut handle = start_with(config, desired, changes.clone(), cancel.clone());
     let tasks = &mut handle.tasks;
     tasks.spawn(services::watch(
         client.clone(),
-        sender.clone(),
+        changes.clone(),
         cancel.clone(),
     ));
     tasks.spawn(endpoint_slices::watch(
         client.clone(),
-        sender.clone(),
+        changes,
         cancel.clone(),
     ));
     tasks.spawn(nodes::watch(client, sender, cancel));
@@ -161,6 +173,7 @@ pub fn start(
 pub fn start_with(
     config: NetworkConfig,
     desired: watch::Receiver<Desired>,
+    changes: ServiceChanges,
     cancel: CancellationToken,
 ) -> NetworkHandle {
     let mut tasks = JoinSet::new();
@@ -178,6 +191,7 @@ pub fn start_with(
         config: config.clone(),
         workloads,
         desired,
+        changes,
         services_status,
         status: status.clone(),
         cancel: cancel.clone(),
@@ -209,6 +223,7 @@ struct Reconcilers {
     config: NetworkConfig,
     workloads: Workloads,
     desired: watch::Receiver<Desired>,
+    changes: ServiceChanges,
     services_status: watch::Sender<ServicesStatus>,
     status: watch::Receiver<NetworkStatus>,
     cancel: CancellationToken,
@@ -238,11 +253,21 @@ impl Reconcilers {
             (Err(error), _) => return tracing::error!(error = chain(&error), "Services are off"),
             (_, Err(error)) => return tracing::error!(error = chain(&error), "Services are off"),
         };
+        let config = self.config;
+        let node_port_addresses = match config.node_port_addresses.is_empty() {
+            true => config.node_addresses.clone(),
+            false => config.node_port_addresses,
+        };
         let task = ServicesTask {
-            node_name: self.config.node_name,
-            service_ranges: self.config.service_ranges,
-            maps,
-            generations,
+            node: NodeView {
+                name: config.node_name,
+                zone: None,
+                node_port_addresses,
+                addresses: config.node_addresses,
+                forwarding: config.external_forwarding,
+            },
+            programmer: Programmer::new(maps, generations, config.service_ranges),
+            changes: self.changes,
             desired: self.desired,
             status: self.services_status,
         };

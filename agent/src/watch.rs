@@ -1,5 +1,6 @@
 //! One source per file: API objects become domain types at the edge and are folded into desired state.
 
+pub mod changes;
 pub mod endpoint_slices;
 mod follow;
 pub mod nodes;

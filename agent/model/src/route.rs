@@ -16,6 +16,8 @@ pub struct Node {
     pub pod_ranges: Vec<IpNet>,
     /// `InternalIP` addresses in the order of the status.
     pub addresses: Vec<IpAddr>,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
 }
 
 /// Remote pod ranges and the tunnel endpoints they are behind.
@@ -114,6 +116,7 @@ mod tests {
             created_at_secs: 0,
             pod_ranges: ranges.iter().map(|r| r.parse().unwrap()).collect(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            zone: None,
         }
     }
 

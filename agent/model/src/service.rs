@@ -1,9 +1,14 @@
-//! Services as the dataplane sees them: frontends, backends, and which endpoints may serve.
-//!
-//! Knows nothing of Kubernetes' wire types, ids or maps.
+//! Services as the dataplane sees them. Knows nothing of Kubernetes' wire types, ids or maps.
 
 use std::fmt;
 use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+pub mod categorize;
+pub mod fold;
+pub mod maglev;
+pub mod table;
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +34,29 @@ pub struct SliceName {
     pub name: String,
 }
 
+/// What frontends belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// A Service.
+    Service(ServiceName),
+    /// The host ports of a pod of this node.
+    Pod {
+        /// Namespace.
+        namespace: String,
+        /// Name.
+        name: String,
+    },
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Pod { namespace, name } => write!(f, "the host ports of pod {namespace}/{name}"),
+        }
+    }
+}
+
 /// Transport protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -36,6 +64,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl Protocol {
@@ -45,6 +75,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 
@@ -54,6 +85,7 @@ impl Protocol {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -64,18 +96,39 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
 
-/// Who may serve traffic from inside the cluster.
+/// Which endpoints may serve a kind of traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TrafficPolicy {
     /// Every eligible endpoint.
     #[default]
     Cluster,
-    /// Only endpoints of the client's own node.
+    /// Only endpoints of the node where the traffic comes in.
     Local,
+}
+
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Selection {
+    /// By chance.
+    #[default]
+    Random,
+    /// By a table that all nodes agree on.
+    Maglev,
+}
+
+/// What becomes of a client from outside whose backend is on another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// The backend sees the client's address and its node answers (direct server return).
+    #[default]
+    Direct,
+    /// The backend sees this node's address and answers through it.
+    Masquerade,
 }
 
 /// One port of a Service.
@@ -85,11 +138,13 @@ pub struct ServicePort {
     pub name: String,
     /// Protocol.
     pub protocol: Protocol,
-    /// Port at the cluster IP.
+    /// Port at the Service's own addresses.
     pub port: u16,
+    /// Port at the nodes' addresses.
+    pub node_port: Option<u16>,
 }
 
-/// A Service with at least the shape of a ClusterIP one. Headless ones have no `cluster_ips`.
+/// A Service with at least the shape of a ClusterIP one. Headless ones do not get here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Identity.
@@ -98,10 +153,37 @@ pub struct Service {
     pub created_at_secs: i64,
     /// One per family.
     pub cluster_ips: Vec<IpAddr>,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// Ingress addresses of the load balancer that it does not answer for itself.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`; a family with a range is closed to everybody else.
+    pub source_ranges: Vec<IpNet>,
     /// Ports the dataplane serves.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,
+    /// `externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `sessionAffinity: ClientIP` with its timeout.
+    pub affinity_timeout_secs: Option<u32>,
+    /// How backends are chosen.
+    pub selection: Selection,
+    /// Forwarding of this Service alone.
+    pub forwarding: Option<Forwarding>,
+    /// Where the load balancer asks whether this node has endpoints.
+    pub health_check_node_port: Option<u16>,
+    /// What of the object could not be used, in words for its author.
+    pub complaints: Vec<String>,
+}
+
+/// Who looks a frontend up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Pods and nodes.
+    Cluster,
+    /// Clients outside the cluster.
+    External,
 }
 
 /// Where clients connect to.
@@ -113,6 +195,8 @@ pub struct Frontend {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// Who looks it up.
+    pub scope: Scope,
 }
 
 impl fmt::Display for Frontend {
@@ -124,7 +208,7 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// Where a connection ends up. Two Services with the same endpoint share one backend.
+/// Where a connection ends up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendAddress {
     /// Pod or node address.
@@ -155,6 +239,10 @@ pub struct Endpoint {
     pub conditions: Conditions,
     /// Node it runs on, when it runs on one.
     pub node_name: Option<String>,
+    /// Nodes whose clients should prefer it.
+    pub node_hints: Vec<String>,
+    /// Zones whose clients should prefer it.
+    pub zone_hints: Vec<String>,
 }
 
 /// A port of an EndpointSlice.
@@ -181,167 +269,41 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// An endpoint of one port with what the choice needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Where it listens.
-    pub backend: BackendAddress,
-    /// Conditions.
-    pub conditions: Conditions,
-    /// Runs on this node.
-    pub local: bool,
+/// A `hostPort` of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The address of the node it is at; all of them without one.
+    pub host_ip: Option<IpAddr>,
+    /// Port at the node.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port in the pod.
+    pub container_port: u16,
 }
 
-/// Outcome of the choice for one port.
+/// The host ports of a pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    /// Creation time of the pod in seconds.
+    pub created_at_secs: i64,
+    /// The pod's addresses.
+    pub pod_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// What of this node decides about Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// Eligible for new flows, local ones first.
-    pub backends: Vec<BackendAddress>,
-    /// How many of `backends`, from the front, are on this node.
-    pub local_count: usize,
-    /// Every endpoint that still serves: its established UDP flows must survive.
-    pub serving: Vec<BackendAddress>,
-    /// Only the local ones may be chosen. When there are none but `backends` is not empty, packets
-    /// are dropped; when `backends` is empty they are rejected.
-    pub local_only: bool,
-}
-
-/// Chooses as kube-proxy does: ready ones; if there is none, those that still serve while terminating.
-/// A Local policy applies the same rule to this node's endpoints first; the others are listed behind
-/// them only to tell "none here" from "none anywhere".
-#[must_use]
-pub fn choose(candidates: &[Candidate], policy: TrafficPolicy) -> Choice {
-    let by_locality = |local: bool| candidates.iter().filter(move |c| c.local == local);
-    let mut chosen = match policy {
-        TrafficPolicy::Cluster => eligible(candidates.iter()),
-        TrafficPolicy::Local => {
-            let mut chosen = eligible(by_locality(true));
-            chosen.extend(eligible(by_locality(false)));
-            chosen
-        }
-    };
-    chosen.sort_by_key(|candidate| (!candidate.local, candidate.backend));
-    Choice {
-        local_count: chosen.iter().filter(|candidate| candidate.local).count(),
-        local_only: policy == TrafficPolicy::Local,
-        backends: chosen
-            .into_iter()
-            .map(|candidate| candidate.backend)
-            .collect(),
-        serving: candidates
-            .iter()
-            .filter(|candidate| candidate.conditions.serving || candidate.conditions.ready)
-            .map(|candidate| candidate.backend)
-            .collect(),
-    }
-}
-
-fn eligible<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<&'a Candidate> {
-    let ready: Vec<_> = candidates.clone().filter(|c| c.conditions.ready).collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    candidates
-        .filter(|c| c.conditions.serving && c.conditions.terminating)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidate(
-        last: u8,
-        ready: bool,
-        serving: bool,
-        terminating: bool,
-        local: bool,
-    ) -> Candidate {
-        Candidate {
-            backend: BackendAddress {
-                address: IpAddr::from([10, 244, 0, last]),
-                port: 80,
-                protocol: Protocol::Tcp,
-            },
-            conditions: Conditions {
-                ready,
-                serving,
-                terminating,
-            },
-            local,
-        }
-    }
-
-    fn last_octets(choice: &Choice) -> Vec<u8> {
-        let octet = |backend: &BackendAddress| match backend.address {
-            IpAddr::V4(address) => address.octets()[3],
-            IpAddr::V6(_) => 0,
-        };
-        choice.backends.iter().map(octet).collect()
-    }
-
-    #[test]
-    fn ready_endpoints_are_chosen_and_local_ones_come_first() {
-        let choice = choose(
-            &[
-                candidate(1, true, true, false, false),
-                candidate(2, true, true, false, true),
-                candidate(3, false, true, true, true),
-                candidate(4, false, false, false, true),
-            ],
-            TrafficPolicy::Cluster,
-        );
-        assert_eq!(last_octets(&choice), [2, 1]);
-        assert_eq!(choice.local_count, 1);
-        assert_eq!(
-            choice.serving.len(),
-            3,
-            "the terminating one keeps its flows"
-        );
-    }
-
-    #[test]
-    fn serving_terminating_endpoints_serve_only_when_none_is_ready() {
-        let terminating = candidate(3, false, true, true, false);
-        let gone = candidate(4, false, false, true, false);
-        let choice = choose(&[terminating, gone], TrafficPolicy::Cluster);
-        assert_eq!(last_octets(&choice), [3]);
-        assert_eq!(choice.serving, [terminating.backend]);
-    }
-
-    #[test]
-    fn no_endpoint_at_all_rejects() {
-        let unready = candidate(1, false, false, false, true);
-        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
-            let choice = choose(&[unready], policy);
-            assert!(choice.backends.is_empty());
-        }
-    }
-
-    #[test]
-    fn local_policy_drops_instead_of_spilling_to_other_nodes() {
-        let choice = choose(
-            &[candidate(1, true, true, false, false)],
-            TrafficPolicy::Local,
-        );
-        assert!(choice.local_only);
-        assert_eq!(
-            (choice.local_count, choice.backends.len()),
-            (0, 1),
-            "none here, but elsewhere"
-        );
-    }
-
-    #[test]
-    fn local_policy_falls_back_to_local_terminating_endpoints() {
-        let choice = choose(
-            &[
-                candidate(1, true, true, false, false),
-                candidate(2, false, true, true, true),
-            ],
-            TrafficPolicy::Local,
-        );
-        assert_eq!(last_octets(&choice), [2, 1]);
-        assert_eq!(choice.local_count, 1);
-    }
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// Addresses at which NodePorts are served.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// The node's own underlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Forwarding of Services that do not say.
+    pub forwarding: Forwarding,
 }

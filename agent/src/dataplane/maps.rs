@@ -6,10 +6,12 @@ use aya::maps::{Map, MapData, MapError};
 
 pub mod backend_slots;
 pub mod backends;
+pub mod batch;
 pub mod drops;
 pub mod frontends;
 pub mod pod_routes;
 pub mod socket_netns;
+pub mod source_ranges;
 pub mod workloads;
 
 /// Why a map operation failed.
@@ -17,6 +19,8 @@ pub mod workloads;
 pub enum MapAccessError {
     #[error("failed to open the pinned map {}", path.display())]
     Open { path: PathBuf, source: MapError },
+    #[error("the pinned map {} has entries of another size", path.display())]
+    Layout { path: PathBuf },
     #[error("the {map} map is full")]
     Full { map: &'static str },
     #[error("failed to {operation} an entry of {map}")]
@@ -59,6 +63,11 @@ fn access<T>(
                 error.io_error.raw_os_error(),
                 Some(libc::E2BIG | libc::ENOSPC)
             ) =>
+        {
+            MapAccessError::Full { map }
+        }
+        MapError::IoError(error)
+            if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>
         {
             MapAccessError::Full { map }
         }

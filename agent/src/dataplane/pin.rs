@@ -84,15 +84,15 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
     }
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, SkStorage};
     Some(match name {
-        names::FRONTENDS => {
-            layout::<abi::FrontendKey, abi::FrontendValue>(Hash, names::FRONTENDS_CAPACITY, 0)
-        }
+        names::FRONTENDS => layout::<abi::FrontendKey, abi::FrontendValue>(
+            Hash,
+            names::FRONTENDS_CAPACITY,
+            NO_PREALLOC,
+        ),
         names::BACKEND_SLOTS => {
-            layout::<abi::SlotKey, abi::SlotValue>(Hash, names::BACKEND_SLOTS_CAPACITY, 0)
+            layout::<u32, abi::SlotValue>(Array, names::BACKEND_SLOTS_CAPACITY, 0)
         }
-        names::BACKENDS => {
-            layout::<abi::BackendKey, abi::BackendValue>(Hash, names::BACKENDS_CAPACITY, 0)
-        }
+        names::BACKENDS => layout::<u32, abi::BackendValue>(Array, names::BACKENDS_CAPACITY, 0),
         names::CONNTRACK => {
             layout::<abi::FlowKey, abi::ConntrackEntry>(LruHash, names::CONNTRACK_CAPACITY, 0)
         }

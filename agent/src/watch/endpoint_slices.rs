@@ -4,17 +4,18 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as discovery_v1;
 use kube::{Api, Client, ResourceExt};
-use tholepin_model::desired::Desired;
 use tholepin_model::service::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, ServiceName, SliceName,
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{Change, Parsed, fold, follow};
-use super::services::{port_number, protocol_of};
+use super::changes::{ServiceChanges, record};
+use super::follow::{Change, Parsed, follow};
+use super::services::{PROXY_NAME_LABEL, port_number, protocol_of};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// On the slices of headless Services.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Why an endpoint or port of a slice is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +27,7 @@ pub enum InvalidEndpointSlice {
 }
 
 /// Follows EndpointSlices until cancelled.
-pub async fn watch(client: Client, desired: watch::Sender<Desired>, cancel: CancellationToken) {
+pub async fn watch(client: Client, changes: ServiceChanges, cancel: CancellationToken) {
     let parse = |object: &discovery_v1::EndpointSlice| {
         let name = name_of(object);
         let Some((slice, problems)) = slice_of(object) else {
@@ -39,11 +40,9 @@ pub async fn watch(client: Client, desired: watch::Sender<Desired>, cancel: Canc
         Parsed::Wanted(name, slice)
     };
     let apply = |change| {
-        desired.send_if_modified(|desired| {
-            let whole = matches!(change, Change::Replace(_));
-            let first = whole && !desired.sync.endpoint_slices;
-            desired.sync.endpoint_slices |= whole;
-            fold(&mut desired.slices, change) || first
+        changes.change(|changes| {
+            changes.sync.slices |= matches!(change, Change::Replace(_));
+            record(&mut changes.slices, change);
         });
     };
     follow(Api::all(client), parse, apply, cancel).await;
@@ -56,13 +55,16 @@ fn name_of(object: &discovery_v1::EndpointSlice) -> SliceName {
     }
 }
 
-/// The slice with what cannot be used of it; `None` when it belongs to no Service or has no IP addresses.
+/// The slice with what cannot be used of it; `None` when it belongs to no Service of ours or has no IP
+/// addresses.
 #[must_use]
 pub fn slice_of(
     object: &discovery_v1::EndpointSlice,
 ) -> Option<(EndpointSlice, Vec<InvalidEndpointSlice>)> {
     let service = object.labels().get(SERVICE_NAME_LABEL)?;
-    if object.address_type == "FQDN" {
+    let labels = object.labels();
+    let others = labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL);
+    if object.address_type == "FQDN" || others {
         return None;
     }
     let name = name_of(object);
@@ -95,6 +97,14 @@ pub fn slice_of(
                 address,
                 conditions: conditions_of(endpoint.conditions.as_ref()),
                 node_name: endpoint.node_name.clone(),
+                node_hints: hints(endpoint, |hints| {
+                    let nodes = hints.for_nodes.as_deref().unwrap_or_default();
+                    nodes.iter().map(|node| node.name.clone()).collect()
+                }),
+                zone_hints: hints(endpoint, |hints| {
+                    let zones = hints.for_zones.as_deref().unwrap_or_default();
+                    zones.iter().map(|zone| zone.name.clone()).collect()
+                }),
             }),
             Err(_) => {
                 problems.push(InvalidEndpointSlice::InvalidAddress {
@@ -116,6 +126,13 @@ pub fn slice_of(
         },
         problems,
     ))
+}
+
+fn hints(
+    endpoint: &discovery_v1::Endpoint,
+    of: impl Fn(&discovery_v1::EndpointHints) -> Vec<String>,
+) -> Vec<String> {
+    endpoint.hints.as_ref().map(of).unwrap_or_default()
 }
 
 /// Kubernetes' defaults: unknown readiness is ready, serving follows ready, terminating is no.
@@ -184,6 +201,26 @@ mod tests {
             }
         );
         assert_eq!(problems, []);
+    }
+
+    #[test]
+    fn hints_are_kept_and_slices_of_others_are_not() {
+        let endpoints = json!([{
+            "addresses": ["10.244.0.5"],
+            "hints": {"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": [{"name": "n1"}]},
+        }]);
+        let (slice, _) = parse(endpoints, json!([{"port": 80}])).unwrap();
+        assert_eq!(slice.endpoints[0].zone_hints, ["a", "b"]);
+        assert_eq!(slice.endpoints[0].node_hints, ["n1"]);
+        for label in [PROXY_NAME_LABEL, HEADLESS_LABEL] {
+            let labels = json!({SERVICE_NAME_LABEL: "web", label: ""});
+            let object = json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": "web-1", "namespace": "default", "labels": labels},
+                "addressType": "IPv4", "endpoints": [], "ports": [],
+            });
+            assert!(slice_of(&serde_json::from_value(object).unwrap()).is_none());
+        }
     }
 
     #[test]

@@ -154,30 +154,22 @@ mod tests {
             Ok::<_, std::convert::Infallible>(answer(&request))
         });
         let client = kube::Client::new(api, "default");
-        let (sender, mut desired) =
-            tokio::sync::watch::channel(tholepin_model::desired::Desired::default());
+        let changes = super::super::changes::ServiceChanges::default();
         let cancel = CancellationToken::new();
         let watch = tokio::spawn(super::super::services::watch(
             client,
-            sender,
+            changes.clone(),
             cancel.clone(),
         ));
-        let listed = desired
-            .wait_for(|desired| desired.sync.services)
-            .await
-            .unwrap()
-            .clone();
-        assert!(
-            listed
-                .services
-                .values()
-                .any(|service| service.name.name == "a")
-        );
-        assert!(!listed.sync.nodes && !listed.sync.endpoint_slices);
-        desired
-            .wait_for(|desired| desired.services.len() == 2)
-            .await
-            .unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            changes.changed().await;
+            let changes = changes.take();
+            assert!(changes.sync.services && !changes.sync.slices);
+            seen.extend(changes.services.changed.into_keys().map(|name| name.name));
+        }
+        seen.sort();
+        assert_eq!(seen, ["a", "b"]);
         cancel.cancel();
         watch.await.unwrap();
     }

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::follow::{Change, Parsed, fold, follow};
 
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// Why a pod range or an address of a Node is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidNode {
@@ -88,6 +90,11 @@ pub fn node_of(object: &core_v1::Node) -> (Node, Vec<InvalidNode>) {
         created_at_secs: created_at_secs(&object.metadata),
         pod_ranges,
         addresses,
+        zone: object
+            .labels()
+            .get(ZONE_LABEL)
+            .filter(|zone| !zone.is_empty())
+            .cloned(),
     };
     (node, problems)
 }

@@ -2,42 +2,62 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core_v1;
 use kube::{Api, Client, ResourceExt};
-use tholepin_model::desired::Desired;
-use tholepin_model::service::{Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
-use tokio::sync::watch;
+use tholepin_model::service::{
+    Forwarding, Protocol, Selection, Service, ServiceName, ServicePort, TrafficPolicy,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{Change, Parsed, fold, follow};
+use super::changes::{ServiceChanges, record};
+use super::follow::{Change, Parsed, follow};
 
 /// Another proxy implements Services with this label.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// `maglev` or `random`: how this Service's backends are chosen.
+const SELECTION_ANNOTATION: &str = "tholepin.io/load-balancing";
+/// `dsr` or `snat`: whether this Service's backends see clients from outside.
+const FORWARDING_ANNOTATION: &str = "tholepin.io/forwarding";
+/// Upstream's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const AFFINITY_TIMEOUT_SECS: u32 = 10_800;
+/// Upstream's largest: a day.
+const AFFINITY_TIMEOUT_MAX_SECS: u32 = 86_400;
 
-/// Why a Service, or one port of it, is not served.
+/// Why a Service, or part of it, is not served as it says.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidService {
     #[error("spec is missing")]
     MissingSpec,
-    #[error("clusterIP {address:?} is not an IP address")]
-    InvalidAddress { address: String },
-    #[error("port {port} is not between 1 and 65535")]
-    InvalidPort { port: i32 },
-    #[error("protocol {protocol} of port {port} is not supported yet")]
-    UnsupportedProtocol { protocol: String, port: i32 },
+    #[error("{field} {address:?} is not an IP address")]
+    InvalidAddress {
+        field: &'static str,
+        address: String,
+    },
+    #[error("loadBalancerSourceRanges {range:?} is not an IP range; nobody comes in by it")]
+    InvalidRange { range: String },
+    #[error("{field} {port} is not between 1 and 65535")]
+    InvalidPort { field: &'static str, port: i32 },
+    #[error("protocol {protocol} of port {port} is not known")]
+    UnknownProtocol { protocol: String, port: i32 },
+    #[error("{field} {value:?} is not known; {used} is used")]
+    UnknownValue {
+        field: &'static str,
+        value: String,
+        used: &'static str,
+    },
+    #[error(
+        "the affinity timeout of {secs} s is not between 1 and 86400 s; {AFFINITY_TIMEOUT_SECS} s are used"
+    )]
+    InvalidTimeout { secs: i32 },
 }
 
 /// Follows Services until cancelled.
-pub async fn watch(client: Client, desired: watch::Sender<Desired>, cancel: CancellationToken) {
+pub async fn watch(client: Client, changes: ServiceChanges, cancel: CancellationToken) {
     let parse = |object: &core_v1::Service| {
         let name = name_of(object);
         match service_of(object) {
-            Ok(Some((service, problems))) => {
-                for problem in problems {
-                    tracing::warn!(service = %name, reason = %problem, "a Service port is ignored");
-                }
-                Parsed::Wanted(name, service)
-            }
+            Ok(Some(service)) => Parsed::Wanted(name, service),
             Ok(None) => Parsed::Unwanted(name),
             Err(error) => {
                 tracing::warn!(service = %name, reason = %error, "Service is ignored");
@@ -46,11 +66,9 @@ pub async fn watch(client: Client, desired: watch::Sender<Desired>, cancel: Canc
         }
     };
     let apply = |change| {
-        desired.send_if_modified(|desired| {
-            let whole = matches!(change, Change::Replace(_));
-            let first = whole && !desired.sync.services;
-            desired.sync.services |= whole;
-            fold(&mut desired.services, change) || first
+        changes.change(|changes| {
+            changes.sync.services |= matches!(change, Change::Replace(_));
+            record(&mut changes.services, change);
         });
     };
     follow(Api::all(client), parse, apply, cancel).await;
@@ -63,66 +81,211 @@ fn name_of(object: &core_v1::Service) -> ServiceName {
     }
 }
 
-/// The Service with the ports it cannot serve; `None` when it is none of the dataplane's business:
-/// headless, ExternalName, or another proxy's.
-pub fn service_of(
-    object: &core_v1::Service,
-) -> Result<Option<(Service, Vec<InvalidService>)>, InvalidService> {
-    let spec = object.spec.as_ref().ok_or(InvalidService::MissingSpec)?;
-    if object.labels().contains_key(PROXY_NAME_LABEL)
-        || spec.type_.as_deref() == Some("ExternalName")
-    {
-        return Ok(None);
+/// Collects what of an object could not be used.
+#[derive(Default)]
+struct Complaints(Vec<String>);
+
+impl Complaints {
+    fn add(&mut self, problem: &InvalidService) {
+        self.0.push(problem.to_string());
     }
-    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
-    let addresses: Vec<&str> = if listed.is_empty() {
-        spec.cluster_ip.iter().map(String::as_str).collect()
-    } else {
-        listed.iter().map(String::as_str).collect()
-    };
-    if addresses.is_empty() || addresses.iter().any(|a| a.is_empty() || *a == "None") {
-        return Ok(None);
+
+    fn addresses<'a>(
+        &mut self,
+        field: &'static str,
+        texts: impl IntoIterator<Item = &'a String>,
+    ) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for text in texts {
+            match text.trim().parse::<IpAddr>() {
+                Ok(address) if !addresses.contains(&address) => addresses.push(address),
+                Ok(_) => {}
+                Err(_) => self.add(&InvalidService::InvalidAddress {
+                    field,
+                    address: text.clone(),
+                }),
+            }
+        }
+        addresses
     }
-    let parse = |address: &&str| {
-        address
-            .parse::<IpAddr>()
-            .map_err(|_| InvalidService::InvalidAddress {
-                address: (*address).to_owned(),
-            })
-    };
-    let cluster_ips = addresses.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    let mut ports = Vec::new();
-    let mut problems = Vec::new();
-    for port in spec.ports.as_deref().unwrap_or_default() {
-        match port_of(port) {
-            Ok(port) => ports.push(port),
-            Err(problem) => problems.push(problem),
+
+    /// One of a few words; the first is the default.
+    fn choice<T: Copy>(
+        &mut self,
+        field: &'static str,
+        value: Option<&str>,
+        known: [(&'static str, T); 2],
+    ) -> T {
+        match known.iter().find(|(word, _)| Some(*word) == value) {
+            Some((_, chosen)) => *chosen,
+            None => {
+                if let Some(value) = value.filter(|value| !value.is_empty()) {
+                    self.add(&InvalidService::UnknownValue {
+                        field,
+                        value: value.to_owned(),
+                        used: known[0].0,
+                    });
+                }
+                known[0].1
+            }
         }
     }
-    let local = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let service = Service {
+}
+
+/// The Service, with complaints about what of it is not used; `None` when it is none of the
+/// dataplane's business: headless, ExternalName, or another proxy's.
+pub fn service_of(object: &core_v1::Service) -> Result<Option<Service>, InvalidService> {
+    let spec = object.spec.as_ref().ok_or(InvalidService::MissingSpec)?;
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    if object.labels().contains_key(PROXY_NAME_LABEL) || kind == "ExternalName" {
+        return Ok(None);
+    }
+    let first = spec.cluster_ip.as_ref();
+    if first.is_none_or(|ip| ip.is_empty() || ip == "None") {
+        return Ok(None);
+    }
+    let mut complaints = Complaints::default();
+    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
+    let listed: Vec<&String> = match listed.is_empty() {
+        true => first.into_iter().collect(),
+        false => listed.iter().collect(),
+    };
+    let cluster_ips = complaints.addresses("clusterIP", listed);
+    let has_node_ports = kind == "NodePort" || kind == "LoadBalancer";
+    let mut ports = Vec::new();
+    for port in spec.ports.as_deref().unwrap_or_default() {
+        match port_of(port, has_node_ports) {
+            Ok(port) => ports.push(port),
+            Err(problem) => complaints.add(&problem),
+        }
+    }
+    let external_ips = complaints.addresses(
+        "externalIPs",
+        spec.external_ips.as_deref().unwrap_or_default(),
+    );
+    let load_balancer_ips = match kind {
+        "LoadBalancer" => complaints.addresses("load balancer address", ingress_ips(object)),
+        _ => Vec::new(),
+    };
+    let policies = [
+        ("Cluster", TrafficPolicy::Cluster),
+        ("Local", TrafficPolicy::Local),
+    ];
+    let internal = spec.internal_traffic_policy.as_deref();
+    let external = spec.external_traffic_policy.as_deref();
+    let annotation = |name: &str| object.annotations().get(name).map(String::as_str);
+    let external_policy = complaints.choice("externalTrafficPolicy", external, policies);
+    let needs_health_check = kind == "LoadBalancer" && external_policy == TrafficPolicy::Local;
+    let selections = [("random", Selection::Random), ("maglev", Selection::Maglev)];
+    let forwardings = [
+        ("dsr", Forwarding::Direct),
+        ("snat", Forwarding::Masquerade),
+    ];
+    let forwarding = annotation(FORWARDING_ANNOTATION)
+        .filter(|value| {
+            ["dsr", "snat"].contains(value) || {
+                complaints.add(&InvalidService::UnknownValue {
+                    field: FORWARDING_ANNOTATION,
+                    value: (*value).to_owned(),
+                    used: "the node's default",
+                });
+                false
+            }
+        })
+        .map(|value| complaints.choice(FORWARDING_ANNOTATION, Some(value), forwardings));
+    Ok(Some(Service {
         name: name_of(object),
         created_at_secs: super::nodes::created_at_secs(&object.metadata),
         cluster_ips,
+        external_ips,
+        load_balancer_ips,
+        source_ranges: source_ranges(spec, &mut complaints),
         ports,
-        internal_policy: if local {
-            TrafficPolicy::Local
-        } else {
-            TrafficPolicy::Cluster
-        },
-    };
-    Ok(Some((service, problems)))
+        internal_policy: complaints.choice("internalTrafficPolicy", internal, policies),
+        external_policy,
+        affinity_timeout_secs: affinity_timeout(spec, &mut complaints),
+        selection: complaints.choice(
+            SELECTION_ANNOTATION,
+            annotation(SELECTION_ANNOTATION),
+            selections,
+        ),
+        forwarding,
+        health_check_node_port: spec
+            .health_check_node_port
+            .filter(|_| needs_health_check)
+            .and_then(port_number),
+        complaints: complaints.0,
+    }))
 }
 
-fn port_of(port: &core_v1::ServicePort) -> Result<ServicePort, InvalidService> {
+/// Addresses that reach the nodes as they are. In mode Proxy the load balancer answers for itself.
+fn ingress_ips(object: &core_v1::Service) -> impl Iterator<Item = &String> {
+    let status = object
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_deref());
+    let ours = ingress.unwrap_or_default().iter();
+    ours.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_ref().filter(|ip| !ip.is_empty()))
+}
+
+/// A range that cannot be read lets nobody in, but it still says that the Service is not for everybody.
+fn source_ranges(spec: &core_v1::ServiceSpec, complaints: &mut Complaints) -> Vec<IpNet> {
+    let listed = spec
+        .load_balancer_source_ranges
+        .as_deref()
+        .unwrap_or_default();
+    let mut ranges = Vec::new();
+    for text in listed {
+        match text.trim().parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => complaints.add(&InvalidService::InvalidRange {
+                range: text.clone(),
+            }),
+        }
+    }
+    if ranges.is_empty() && !listed.is_empty() {
+        let nobody = ["0.0.0.0/32", "::/128"].map(|text| text.parse().expect("a constant range"));
+        ranges.extend::<[IpNet; 2]>(nobody);
+    }
+    ranges
+}
+
+fn affinity_timeout(spec: &core_v1::ServiceSpec, complaints: &mut Complaints) -> Option<u32> {
+    let known = [("None", false), ("ClientIP", true)];
+    if !complaints.choice("sessionAffinity", spec.session_affinity.as_deref(), known) {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let client_ip = config.and_then(|config| config.client_ip.as_ref());
+    let Some(secs) = client_ip.and_then(|client_ip| client_ip.timeout_seconds) else {
+        return Some(AFFINITY_TIMEOUT_SECS);
+    };
+    let valid = u32::try_from(secs)
+        .ok()
+        .filter(|s| (1..=AFFINITY_TIMEOUT_MAX_SECS).contains(s));
+    if valid.is_none() {
+        complaints.add(&InvalidService::InvalidTimeout { secs });
+    }
+    Some(valid.unwrap_or(AFFINITY_TIMEOUT_SECS))
+}
+
+fn port_of(
+    port: &core_v1::ServicePort,
+    has_node_ports: bool,
+) -> Result<ServicePort, InvalidService> {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    let number = |field, port| port_number(port).ok_or(InvalidService::InvalidPort { field, port });
+    let node_port = port.node_port.filter(|port| has_node_ports && *port != 0);
     Ok(ServicePort {
         name: port.name.clone().unwrap_or_default(),
-        protocol: protocol_of(protocol).ok_or_else(|| InvalidService::UnsupportedProtocol {
+        protocol: protocol_of(protocol).ok_or_else(|| InvalidService::UnknownProtocol {
             protocol: protocol.to_owned(),
             port: port.port,
         })?,
-        port: port_number(port.port).ok_or(InvalidService::InvalidPort { port: port.port })?,
+        port: number("port", port.port)?,
+        node_port: node_port.map(|port| number("nodePort", port)).transpose()?,
     })
 }
 
@@ -131,6 +294,7 @@ pub(super) fn protocol_of(name: &str) -> Option<Protocol> {
     match name {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
         _ => None,
     }
 }
@@ -141,56 +305,4 @@ pub(super) fn port_number(port: i32) -> Option<u16> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn parse(
-        spec: serde_json::Value,
-        labels: serde_json::Value,
-    ) -> Option<(Service, Vec<InvalidService>)> {
-        let metadata = json!({"name": "web", "namespace": "default", "labels": labels});
-        let object =
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec});
-        service_of(&serde_json::from_value(object).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn a_dual_stack_service_has_an_address_per_family() {
-        let spec = json!({
-            "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00:10:96::7"],
-            "ports": [{"port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}],
-        });
-        let (service, problems) = parse(spec, json!({})).unwrap();
-        assert_eq!(service.cluster_ips.len(), 2);
-        assert_eq!(service.ports[0].protocol, Protocol::Tcp);
-        assert_eq!(service.ports[1].protocol, Protocol::Udp);
-        assert_eq!(problems, []);
-    }
-
-    #[test]
-    fn headless_external_name_and_foreign_services_are_ignored() {
-        let ports = json!([{"port": 80}]);
-        assert!(parse(json!({"clusterIP": "None", "ports": ports}), json!({})).is_none());
-        let external = json!({"type": "ExternalName", "externalName": "x.example"});
-        assert!(parse(external, json!({})).is_none());
-        let foreign = json!({PROXY_NAME_LABEL: "other"});
-        assert!(parse(json!({"clusterIP": "10.96.0.7", "ports": ports}), foreign).is_none());
-    }
-
-    #[test]
-    fn a_bad_port_is_named_and_costs_only_itself() {
-        let spec = json!({
-            "clusterIP": "10.96.0.7",
-            "ports": [{"port": 80}, {"name": "s", "port": 9, "protocol": "SCTP"}, {"name": "z", "port": 70000}],
-        });
-        let (service, problems) = parse(spec, json!({})).unwrap();
-        assert_eq!(service.ports.len(), 1);
-        assert_eq!(
-            problems[0].to_string(),
-            "protocol SCTP of port 9 is not supported yet"
-        );
-        assert_eq!(problems[1], InvalidService::InvalidPort { port: 70000 });
-    }
-}
+mod tests;

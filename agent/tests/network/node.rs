@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use tholepin_agent::dataplane::socket_lb::SocketLb;
 use tholepin_agent::dataplane::{AttachMode, NetworkConfig, start_with};
 use tholepin_agent::network::{AttachRequest, AttachmentKey};
+use tholepin_agent::watch::changes::ServiceChanges;
 use tholepin_model::desired::{Desired, SyncState};
 use tholepin_model::route::Node;
+use tholepin_model::service::table::Changes;
 use tholepin_model::service::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServiceName, ServicePort,
-    SliceName, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Selection, Service, ServiceName,
+    ServicePort, SliceName, TrafficPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +86,8 @@ pub(crate) fn run_if_asked() {
     config.socket_lb_cgroup = process.cgroup;
     let name = config.node_name.clone();
     let (sender, desired) = tokio::sync::watch::channel(Desired::default());
-    let handle = start_with(config, desired, CancellationToken::new());
+    let changes = ServiceChanges::default();
+    let handle = start_with(config, desired, changes.clone(), CancellationToken::new());
     for line in std::io::stdin().lock().lines() {
         let input: Input = serde_json::from_str(&line.unwrap()).unwrap();
         sender.send_replace(desired_of(&input));
@@ -94,6 +97,7 @@ pub(crate) fn run_if_asked() {
                 .block_on(handle.pod_network.attach(&request))
                 .unwrap();
         }
+        changes.change(|changes| set_services(&input, changes));
     }
     drop((handle, guard));
 }
@@ -114,17 +118,8 @@ fn opted_out(pod: &str, netns: &Path) -> AttachRequest {
 
 fn desired_of(input: &Input) -> Desired {
     let mut desired = Desired {
-        sync: SyncState {
-            services: true,
-            endpoint_slices: true,
-            nodes: true,
-        },
+        sync: SyncState { nodes: true },
         ..Desired::default()
-    };
-    let parse = |list: &[String]| {
-        list.iter()
-            .map(|text| text.parse().unwrap())
-            .collect::<Vec<_>>()
     };
     for node in &input.nodes {
         let pod_ranges = node
@@ -138,9 +133,19 @@ fn desired_of(input: &Input) -> Desired {
             created_at_secs: 0,
             pod_ranges,
             addresses,
+            zone: None,
         };
         desired.nodes.insert(name, Arc::new(node));
     }
+    desired
+}
+
+fn parse(list: &[String]) -> Vec<std::net::IpAddr> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn set_services(input: &Input, changes: &mut Changes) {
+    let mut services = BTreeMap::new();
     let mut slices = BTreeMap::new();
     for (name, address, protocol, backends) in &input.services {
         let service = ServiceName {
@@ -156,18 +161,28 @@ fn desired_of(input: &Input) -> Desired {
             name: String::new(),
             protocol,
             port: 80,
+            node_port: None,
         };
         let object = Service {
             name: service.clone(),
             created_at_secs: 0,
             cluster_ips: vec![address.parse().unwrap()],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
             ports: vec![port],
             internal_policy: match input.local.contains(name) {
                 true => TrafficPolicy::Local,
                 false => TrafficPolicy::Cluster,
             },
+            external_policy: TrafficPolicy::Cluster,
+            affinity_timeout_secs: None,
+            selection: Selection::Random,
+            forwarding: None,
+            health_check_node_port: None,
+            complaints: vec![],
         };
-        desired.services.insert(service.clone(), Arc::new(object));
+        services.insert(service.clone(), Arc::new(object));
         let slice = SliceName {
             namespace: "default".to_owned(),
             name: name.clone(),
@@ -180,6 +195,8 @@ fn desired_of(input: &Input) -> Desired {
                 terminating: false,
             },
             node_name: None,
+            node_hints: vec![],
+            zone_hints: vec![],
         };
         let object = EndpointSlice {
             name: slice.clone(),
@@ -193,6 +210,9 @@ fn desired_of(input: &Input) -> Desired {
         };
         slices.insert(slice, Arc::new(object));
     }
-    desired.slices = slices;
-    desired
+    changes.services.replace(services);
+    changes.slices.replace(slices);
+    changes.sync.services = true;
+    changes.sync.slices = true;
+    changes.sync.host_ports = true;
 }

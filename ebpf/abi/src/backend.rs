@@ -1,35 +1,22 @@
-//! `BACKENDS` and `BACKEND_SLOTS`: where Service traffic goes.
+//! `BACKENDS` and `BACKEND_SLOTS`: where Service traffic goes. Both are arrays.
 
 use crate::{Address, Be16};
 
 map_type! {
-    /// Key of `BACKEND_SLOTS`.
-    pub struct SlotKey {
-        /// [`crate::FrontendValue::service_id`].
-        pub service_id: u32,
-        /// `0..backend_count`; local backends take the lowest ordinals.
-        pub ordinal: u32,
-    }
-}
-
-map_type! {
-    /// Value of `BACKEND_SLOTS`.
+    /// Value of `BACKEND_SLOTS`; the index is one of the frontend's range, see
+    /// [`crate::FrontendValue::first_slot`]. What is in no frontend's range means nothing.
     pub struct SlotValue {
-        /// Key of `BACKENDS`; 0 is never a backend.
+        /// Index into `BACKENDS`; 0 is never a backend.
         pub backend_id: u32,
+        /// [`crate::FrontendValue::service_id`] of the list. A reader that finds another one has
+        /// read its frontend while that was replaced, and reads it again.
+        pub service_id: u32,
     }
 }
 
 map_type! {
-    /// Key of `BACKENDS`.
-    pub struct BackendKey {
-        /// Chosen by the agent; never 0.
-        pub backend_id: u32,
-    }
-}
-
-map_type! {
-    /// Value of `BACKENDS`.
+    /// Value of `BACKENDS`, at the index that is the backend's id. A value without flags is free,
+    /// or about to be.
     pub struct BackendValue {
         /// The endpoint's address.
         pub address: Address,
@@ -43,6 +30,10 @@ map_type! {
         /// it had stopped serving. A UDP flow follows its backend only while this is what it was
         /// when the flow was made.
         pub generation: u32,
+        /// [`crate::FrontendValue::service_id`] of the Service port it is a backend of (of its
+        /// first list, where it has two). Two Services with one endpoint have two backends: one may
+        /// lose it while it goes on to serve the other.
+        pub service_id: u32,
     }
 }
 

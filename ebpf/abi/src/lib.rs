@@ -59,7 +59,7 @@ pub mod source_range;
 pub mod workload;
 
 pub use affinity::{AffinityKey, AffinityValue};
-pub use backend::{BackendKey, BackendValue, SlotKey, SlotValue};
+pub use backend::{BackendValue, SlotValue};
 pub use byte_order::{Address, Be16, Be32};
 pub use conntrack::{ConntrackEntry, FlowKey};
 pub use drop_reason::DropReason;

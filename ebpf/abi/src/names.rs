@@ -1,10 +1,10 @@
 //! Names and default capacities of maps and programs. The kernel keeps 15 characters of a name.
 
-/// `HASH`, [`crate::FrontendKey`] to [`crate::FrontendValue`].
+/// `HASH` without preallocation, [`crate::FrontendKey`] to [`crate::FrontendValue`].
 pub const FRONTENDS: &str = "FRONTENDS";
-/// `HASH`, [`crate::SlotKey`] to [`crate::SlotValue`].
+/// `ARRAY` of [`crate::SlotValue`].
 pub const BACKEND_SLOTS: &str = "BACKEND_SLOTS";
-/// `HASH`, [`crate::BackendKey`] to [`crate::BackendValue`].
+/// `ARRAY` of [`crate::BackendValue`], by backend id.
 pub const BACKENDS: &str = "BACKENDS";
 /// `LRU_HASH`, [`crate::FlowKey`] to [`crate::ConntrackEntry`].
 pub const CONNTRACK: &str = "CONNTRACK";

@@ -1,7 +1,16 @@
 //! `FRONTENDS`: the addresses and ports under which Services are reached.
 //!
-//! Write order: backends, slots, then the frontend's counts. The reverse to remove. A reader then
-//! never sees a count that covers a slot which is not there yet.
+//! A frontend names one range of `BACKEND_SLOTS`:
+//!
+//! | from `first_slot` | holds |
+//! |---|---|
+//! | `-spare_count` | backends of this node that other nodes may still choose and this one does not |
+//! | `+0` | `backend_count` backends for new flows, the `local_count` of this node first |
+//! | `+backend_count` | the Maglev table, `maglev_size` entries |
+//!
+//! Write order: backends, slots, then the frontend, whose update is atomic. A list that changes its
+//! length or its counts gets a range of its own; the old one is given to others only after every
+//! packet under way has left the programs.
 
 use crate::{Address, Be16};
 
@@ -22,11 +31,13 @@ map_type! {
 map_type! {
     /// Value of `FRONTENDS`.
     pub struct FrontendValue {
-        /// Identifies the Service port; part of every [`crate::SlotKey`]. Kept across restarts.
+        /// Identifies the Service port's list of backends. Kept across restarts.
         pub service_id: u32,
-        /// Slots `0..backend_count` hold the eligible backends, local ones first.
+        /// Index into `BACKEND_SLOTS` of the first eligible backend.
+        pub first_slot: u32,
+        /// How many backends are eligible for new flows, local ones first.
         pub backend_count: u16,
-        /// Slots `0..local_count` hold backends on this node.
+        /// How many of them, from the front, are on this node.
         pub local_count: u16,
         /// `FRONTEND_*` bits.
         pub flags: u16,
@@ -35,6 +46,12 @@ map_type! {
         /// Seconds for which a client keeps its backend after its last new flow, with
         /// [`FRONTEND_AFFINITY`].
         pub affinity_timeout_s: u32,
+        /// Backends of this node right before `first_slot`: they serve, but this node would choose
+        /// others (they terminate, or topology leaves them out). Only a flow that another node sent
+        /// here by direct server return may have one, and only if `local_count` is 0.
+        pub spare_count: u16,
+        /// Zero.
+        pub _pad: u16,
     }
 }
 
@@ -45,7 +62,7 @@ pub const SCOPE_CLUSTER: u8 = 0;
 /// only clients that are no pods and no nodes.
 pub const SCOPE_EXTERNAL: u8 = 1;
 
-/// Only slots `0..local_count` may be chosen; with none of them but `backend_count > 0`, traffic
+/// Only the first `local_count` slots may be chosen; with none of them but `backend_count > 0`, traffic
 /// is dropped and not spilled to other nodes (`internalTrafficPolicy: Local`).
 pub const FRONTEND_LOCAL_ONLY: u16 = 1;
 /// `sessionAffinity: ClientIP`: see `AFFINITY`.

@@ -32,8 +32,7 @@ mod tests {
             backend_count,
             local_count,
             flags,
-            maglev_size: 0,
-            affinity_timeout_s: 0,
+            ..FrontendValue::default()
         }
     }
 

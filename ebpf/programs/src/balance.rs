@@ -256,19 +256,27 @@ fn way_out(skb: &Skb, scratch: &mut Scratch, address: &Address) -> Option<u32> {
     skb.route(&mut scratch.fib)
 }
 
-/// A backend at random. While a Service shrinks, its counts fall before its slots go; a reader in
-/// between finds a slot missing, and reads the counts again.
+/// A backend at random. A reader whose frontend is replaced by another one's meanwhile finds a slot
+/// of a list that is not the frontend's, and reads the frontend again.
 #[inline(always)]
 pub fn pick(frontend: &FrontendValue) -> Result<(u32, &'static BackendValue), DropReason> {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
+        // The frontend is read anew each time, not kept in registers.
+        settle();
         let ordinal = select::ordinal(skb::random(), frontend)?;
-        let Some(slot) = lookup::slot(frontend.service_id, ordinal) else {
+        let index = frontend.first_slot.wrapping_add(ordinal);
+        let Some(slot) = lookup::slot(index) else {
             continue;
         };
+        if slot.service_id != frontend.service_id {
+            continue;
+        }
         if let Some(backend) = lookup::backend(slot.backend_id) {
-            return Ok((slot.backend_id, backend));
+            if backend.generation != 0 {
+                return Ok((slot.backend_id, backend));
+            }
         }
     }
     Err(DropReason::BackendMissing)

@@ -28,19 +28,14 @@ pub fn frontend(key: &FrontendKey) -> Option<&'static FrontendValue> {
 }
 
 #[inline(always)]
-pub fn slot(service_id: u32, ordinal: u32) -> Option<&'static SlotValue> {
-    hash(
-        &BACKEND_SLOTS,
-        &SlotKey {
-            service_id,
-            ordinal,
-        },
-    )
+pub fn slot(index: u32) -> Option<&'static SlotValue> {
+    BACKEND_SLOTS.get(index)
 }
 
+/// What is at an id, which may be nothing: see [`BackendValue::flags`].
 #[inline(always)]
 pub fn backend(backend_id: u32) -> Option<&'static BackendValue> {
-    hash(&BACKENDS, &BackendKey { backend_id })
+    BACKENDS.get(backend_id)
 }
 
 /// The pod of this node that has `address`.

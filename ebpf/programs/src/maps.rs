@@ -11,13 +11,18 @@ use crate::lpm::LpmTrie;
 use crate::scratch::Scratch;
 
 #[btf_map]
-pub static FRONTENDS: HashMap<FrontendKey, FrontendValue, FRONTENDS_CAPACITY> = HashMap::new();
+pub static FRONTENDS: HashMap<
+    FrontendKey,
+    FrontendValue,
+    FRONTENDS_CAPACITY,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 #[btf_map]
-pub static BACKEND_SLOTS: HashMap<SlotKey, SlotValue, BACKEND_SLOTS_CAPACITY> = HashMap::new();
+pub static BACKEND_SLOTS: Array<SlotValue, BACKEND_SLOTS_CAPACITY> = Array::new();
 
 #[btf_map]
-pub static BACKENDS: HashMap<BackendKey, BackendValue, BACKENDS_CAPACITY> = HashMap::new();
+pub static BACKENDS: Array<BackendValue, BACKENDS_CAPACITY> = Array::new();
 
 #[btf_map]
 pub static CONNTRACK: LruHashMap<FlowKey, ConntrackEntry, CONNTRACK_CAPACITY> = LruHashMap::new();

@@ -109,6 +109,7 @@ pub enum Outcome {
 pub struct Stage {
     ebpf: Ebpf,
     next_id: u32,
+    next_slot: u32,
 }
 
 /// A stage, or `None` (reported) where eBPF may not be loaded. Under `CI` that is an error.
@@ -172,7 +173,11 @@ impl Stage {
             loader.map_max_entries(map, 1024);
         }
         let ebpf = loader.load(OBJECT)?;
-        let mut stage = Self { ebpf, next_id: 1 };
+        let mut stage = Self {
+            ebpf,
+            next_id: 1,
+            next_slot: 0,
+        };
         for hook in Hook::ALL {
             stage.program(hook).load()?;
         }
@@ -275,27 +280,28 @@ impl Stage {
         let at = end(at);
         let service_id = self.next_id;
         self.next_id += 1;
+        let first_slot = self.next_slot;
         let mut ids = Vec::new();
-        for (ordinal, backend) in (0..).zip(backends) {
+        for backend in backends {
             let backend_id = self.next_id;
             self.next_id += 1;
             self.backend(backend_id, backend, protocol, BACKEND_SERVING, 1);
-            let key = SlotKey {
+            let slot = SlotValue {
+                backend_id,
                 service_id,
-                ordinal,
             };
-            self.hash(names::BACKEND_SLOTS)
-                .insert(key, SlotValue { backend_id }, 0)
-                .expect("room for a slot");
+            let index = self.next_slot;
+            self.next_slot += 1;
+            self.set(names::BACKEND_SLOTS, index, slot);
             ids.push(backend_id);
         }
         let value = FrontendValue {
             service_id,
+            first_slot,
             backend_count: backends.len() as u16,
             local_count,
             flags,
-            maglev_size: 0,
-            affinity_timeout_s: 0,
+            ..FrontendValue::default()
         };
         self.hash(names::FRONTENDS)
             .insert(frontend_key(at, protocol), value, 0)
@@ -319,26 +325,37 @@ impl Stage {
             protocol,
             flags,
             generation,
+            service_id: 0,
         };
-        let key = BackendKey { backend_id: id };
-        self.hash(names::BACKENDS)
-            .insert(key, value, 0)
-            .expect("room for a backend");
+        self.set(names::BACKENDS, id, value);
     }
 
     /// Removes a backend, as when its endpoint is gone.
     pub fn remove_backend(&mut self, id: u32) {
-        let key = BackendKey { backend_id: id };
-        self.hash::<_, BackendValue>(names::BACKENDS)
-            .remove(&key)
-            .expect("it was there");
+        self.set(names::BACKENDS, id, BackendValue::default());
+    }
+
+    fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .unwrap_or_else(|| panic!("no map `{name}`"));
+        let mut array: Array<_, V> = map
+            .try_into()
+            .unwrap_or_else(|error| panic!("map `{name}`: {error}"));
+        array.set(index, value, 0).expect("room in the array");
     }
 
     /// Forgets Services, backends and flows.
     pub fn reset(&mut self) {
         self.clear::<FrontendKey, FrontendValue>(names::FRONTENDS);
-        self.clear::<SlotKey, SlotValue>(names::BACKEND_SLOTS);
-        self.clear::<BackendKey, BackendValue>(names::BACKENDS);
+        for index in 0..self.next_slot {
+            self.set(names::BACKEND_SLOTS, index, SlotValue::default());
+        }
+        for id in 1..self.next_id {
+            self.set(names::BACKENDS, id, BackendValue::default());
+        }
+        (self.next_slot, self.next_id) = (0, 1);
         self.clear::<FlowKey, ConntrackEntry>(names::CONNTRACK);
     }
 

@@ -79,8 +79,8 @@ fn maps_have_the_sizes_of_the_abi() {
         (size_of::<K>() as u32, size_of::<V>() as u32)
     }
     assert_eq!(of(names::FRONTENDS), size::<FrontendKey, FrontendValue>());
-    assert_eq!(of(names::BACKEND_SLOTS), size::<SlotKey, SlotValue>());
-    assert_eq!(of(names::BACKENDS), size::<BackendKey, BackendValue>());
+    assert_eq!(of(names::BACKEND_SLOTS), size::<u32, SlotValue>());
+    assert_eq!(of(names::BACKENDS), size::<u32, BackendValue>());
     assert_eq!(of(names::CONNTRACK), size::<FlowKey, ConntrackEntry>());
     assert_eq!(of(names::WORKLOADS), size::<u32, WorkloadValue>());
     assert_eq!(of(names::POD_ROUTES), size::<RouteKey, RouteValue>());
@@ -132,7 +132,7 @@ fn the_object_s_btf_shows_the_layouts_of_the_abi() {
         )+};
     }
     compare! {
-        FrontendKey FrontendValue SlotKey SlotValue BackendKey BackendValue FlowKey ConntrackEntry
+        FrontendKey FrontendValue SlotValue BackendValue FlowKey ConntrackEntry
         WorkloadValue RouteKey RouteValue FragmentKey FragmentValue
         SocketNetnsKey SocketNetnsValue SocketValue
     }

@@ -1,74 +1,102 @@
-//! Plans the changes to the service maps. The order of the operations is the safety argument.
+//! Plans the changes to the service maps. The order of a plan's parts is the safety argument.
 //!
-//! Backends are written before slots, slots before the frontend that counts them. On the way out the
-//! frontend shrinks or goes first, then every packet that may have read it is waited for, then slots and
-//! backends are removed. A packet therefore never finds a slot or a backend missing.
+//! Backends are written before slots, slots before the frontend that names them, and the update of a
+//! frontend is atomic. A list that changes its shape is written to slots nobody uses. What is not
+//! needed any more is given to others only after every packet under way has left the programs. A
+//! packet therefore never finds a slot or a backend of somebody else.
+//!
+//! The planner keeps what the maps say, so a change costs what it touches and not what there is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
-use crate::desired::{ServiceEntry, ServiceTable};
-use crate::service::{BackendAddress, Frontend, ServiceName};
+use ipnet::IpNet;
 
-/// Id of a group of slots; 0 is never handed out.
+use crate::service::fold::{Folded, FrontendFlags};
+use crate::service::{BackendAddress, Frontend, Owner};
+
+mod claims;
+mod entry;
+mod pools;
+mod restore;
+
+use claims::Claims;
+use entry::Port;
+pub use pools::SlotRange;
+use pools::{IdPool, RangePool};
+use restore::Restored;
+
+/// Id of a list of backends; 0 is never handed out.
 pub type ServiceId = u32;
 /// Id of a backend; 0 is never handed out.
 pub type BackendId = u32;
 
 /// Value of a frontend in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrontendState {
-    /// Slots `(service_id, 0..backend_count)` exist.
+    /// Its list.
     pub service_id: ServiceId,
+    /// Slot of the first eligible backend.
+    pub first_slot: u32,
     /// How many backends take new flows.
     pub backend_count: u16,
     /// How many of them, from the front, are local.
     pub local_count: u16,
-    /// Only the local ones may be chosen; without them packets are dropped, not rejected.
-    pub local_only: bool,
+    /// How many local backends are right before `first_slot`.
+    pub spare_count: u16,
+    /// Entries of the Maglev table behind the backends.
+    pub maglev_size: u16,
+    /// Behaviour.
+    pub flags: FrontendFlags,
+    /// Seconds a client keeps its backend; 0 without affinity.
+    pub affinity_timeout_secs: u32,
+}
+
+impl FrontendState {
+    /// The slots it leads to.
+    #[must_use]
+    pub fn range(&self) -> SlotRange {
+        let len = u32::from(self.spare_count) + u32::from(self.backend_count);
+        SlotRange {
+            start: self.first_slot.saturating_sub(u32::from(self.spare_count)),
+            len: len + u32::from(self.maglev_size),
+        }
+    }
+}
+
+/// Value of a slot in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// The backend.
+    pub backend_id: BackendId,
+    /// The list it is in.
+    pub service_id: ServiceId,
 }
 
 /// Value of a backend in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Established UDP flows stay. Cleared just before it is removed, so that they move on without
-    /// waiting for the removal.
+    /// Established UDP flows stay. Cleared when it is no backend any more.
     pub serving: bool,
     /// Where packets go.
     pub address: BackendAddress,
-    /// Differs from that of every earlier backend with the same id, so that old flows are recognised.
+    /// Never 0, and never used before on this node.
     pub generation: u32,
+    /// The first list of the port it belongs to.
+    pub service_id: ServiceId,
 }
 
-/// What the maps say, as read back or as tracked.
+/// What the maps say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RealizedServices {
     /// Frontends.
-    pub frontends: BTreeMap<Frontend, FrontendState>,
-    /// Slots.
-    pub slots: BTreeMap<(ServiceId, u16), BackendId>,
-    /// Backends.
-    pub backends: BTreeMap<BackendId, Backend>,
-}
-
-/// One change of one map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Insert or replace a backend.
-    UpsertBackend(BackendId, Backend),
-    /// Insert or replace a slot.
-    UpsertSlot(ServiceId, u16, BackendId),
-    /// Insert or replace a frontend.
-    UpsertFrontend(Frontend, FrontendState),
-    /// Remove a frontend.
-    RemoveFrontend(Frontend),
-    /// Mark a backend that no frontend leads to as not serving.
-    RetireBackend(BackendId, Backend),
-    /// Wait until no packet is under way that began before the operations so far.
-    WaitForReaders,
-    /// Remove a slot.
-    RemoveSlot(ServiceId, u16),
-    /// Remove a backend.
-    RemoveBackend(BackendId),
+    pub frontends: HashMap<Frontend, FrontendState>,
+    /// Slots by index, as far as any was ever used.
+    pub slots: Vec<Slot>,
+    /// Backends by id, as far as any was ever used.
+    pub backends: Vec<Option<Backend>>,
+    /// Source ranges.
+    pub source_ranges: BTreeSet<(ServiceId, IpNet)>,
 }
 
 /// Sizes of the maps.
@@ -77,23 +105,25 @@ pub struct Capacities {
     /// Entries of the frontend map.
     pub frontends: usize,
     /// Entries of the slot map.
-    pub slots: usize,
-    /// Entries of the backend map.
-    pub backends: usize,
+    pub slots: u32,
+    /// Entries of the backend map, of which the first is never used.
+    pub backends: u32,
+    /// Entries of the source range map.
+    pub source_ranges: usize,
 }
 
-/// Why an entry is not programmed as desired.
+/// Why a port is not programmed as desired.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// An older Service has the address.
-    #[error("frontend {frontend} already belongs to Service {owner}")]
+    /// Somebody older has the address.
+    #[error("frontend {frontend} already belongs to {owner}")]
     Taken {
         /// The contested frontend.
         frontend: Frontend,
         /// Who keeps it.
-        owner: ServiceName,
+        owner: Owner,
     },
-    /// A map has no room; the newest Service is the one that is refused.
+    /// A map has no room; the newest is the one that is refused.
     #[error("the {map} map is full ({capacity} entries)")]
     Full {
         /// Which map.
@@ -101,7 +131,7 @@ pub enum Problem {
         /// Its capacity.
         capacity: usize,
     },
-    /// A programmed Service grew beyond what fits; it keeps serving with fewer backends.
+    /// A programmed port grew beyond what fits; it keeps serving with fewer backends.
     #[error("only {programmed} of {wanted} backends fit into the {map} map")]
     Truncated {
         /// Which map.
@@ -111,428 +141,390 @@ pub enum Problem {
         /// How many there should be.
         wanted: usize,
     },
+    /// Clients in the ranges that do not fit are kept out.
+    #[error("only {programmed} of {wanted} source ranges fit into the source range map")]
+    SourceRanges {
+        /// How many are programmed.
+        programmed: usize,
+        /// How many there should be.
+        wanted: usize,
+    },
+    /// Nobody sends packets for this address through the pod network.
+    #[error("{address} is in none of this node's Service ranges: pods reach it, the node does not")]
+    OutsideRanges {
+        /// The cluster IP.
+        address: IpAddr,
+    },
+    /// Part of the object could not be used.
+    #[error("{complaint}")]
+    Object {
+        /// What, in words.
+        complaint: String,
+    },
 }
 
-/// What to plan with.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
-    /// Services and EndpointSlices have both been listed.
-    pub synced: bool,
-    /// Map sizes.
-    pub capacities: Capacities,
-    /// First unused generation; the plan uses it and those after it.
-    pub next_generation: u32,
-}
-
-/// The outcome.
+/// Changes, to be applied part by part in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Changes in the order they must be applied.
-    pub ops: Vec<Op>,
-    /// Entries that are not programmed as desired.
-    pub problems: Vec<(ServiceName, String, Problem)>,
-    /// First generation the plan did not use.
-    pub next_generation: u32,
+    /// Backends to write.
+    pub backends: Vec<(BackendId, Backend)>,
+    /// Slots to write.
+    pub slots: Vec<(u32, Slot)>,
+    /// Source ranges to add.
+    pub source_ranges: Vec<(ServiceId, IpNet)>,
+    /// Frontends to write.
+    pub frontends: Vec<(Frontend, FrontendState)>,
+    /// Frontends to remove.
+    pub removed_frontends: Vec<Frontend>,
+    /// Source ranges to remove.
+    pub removed_source_ranges: Vec<(ServiceId, IpNet)>,
+    /// Backends that nothing leads to any more, to be marked as not serving.
+    pub retired: Vec<(BackendId, Backend)>,
+    /// What to give to [`Planner::release`] once no packet is under way that began before.
+    pub release: Release,
+    /// Owners whose problems may have changed.
+    pub judged: Vec<Owner>,
 }
 
-/// An entry that will be programmed, with the backends that fit.
-struct Accepted<'a> {
-    entry: &'a ServiceEntry,
-    id: ServiceId,
-    backends: &'a [BackendAddress],
+impl Plan {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.backends.is_empty()
+            && self.slots.is_empty()
+            && self.source_ranges.is_empty()
+            && self.frontends.is_empty()
+            && self.removed_frontends.is_empty()
+            && self.removed_source_ranges.is_empty()
+            && self.retired.is_empty()
+    }
 }
 
-/// Changes from `realized` to `desired`.
-///
-/// Before the sources have synced, only frontends that do not exist yet and have a backend are added;
-/// what is in the maps is left alone.
-#[must_use]
-pub fn plan(desired: &ServiceTable, realized: &RealizedServices, context: Context) -> Plan {
-    let mut plan = Plan {
-        next_generation: context.next_generation,
-        ..Plan::default()
-    };
-    let (accepted, kept) = accept(desired, realized, context, &mut plan.problems);
-    let ids = ensure_backends(&accepted, &kept, realized, &mut plan);
-    let wanted_slots = ensure_slots(&accepted, &ids, realized, &mut plan.ops);
-    ensure_frontends(&accepted, realized, &mut plan.ops);
-    if context.synced {
-        prune(&accepted, &ids, &wanted_slots, realized, &mut plan.ops);
-    }
-    plan
+/// What packets under way may still use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Slots.
+    pub ranges: Vec<SlotRange>,
+    /// Backends.
+    pub backends: Vec<BackendId>,
+    /// Lists.
+    pub services: Vec<ServiceId>,
 }
 
-fn accept<'a>(
-    desired: &'a ServiceTable,
-    realized: &RealizedServices,
-    context: Context,
-    problems: &mut Vec<(ServiceName, String, Problem)>,
-) -> (Vec<Accepted<'a>>, BTreeSet<BackendAddress>) {
-    let is_realized = |entry: &ServiceEntry| {
-        entry
-            .frontends
-            .iter()
-            .any(|f| realized.frontends.contains_key(f))
-    };
-    let mut owners: BTreeMap<Frontend, &ServiceName> = BTreeMap::new();
-    let mut ids = IdPool::new(realized.frontends.values().map(|state| state.service_id));
-    ids.reserve(realized.slots.keys().map(|(id, _)| *id));
-    let mut claimed: BTreeSet<ServiceId> = BTreeSet::new();
-    let mut room = Room::new(context, realized);
-    let mut accepted = Vec::new();
-    // An older Service wins a contested frontend even when a newer one is programmed with it.
-    let mut contenders: BTreeMap<Frontend, &ServiceEntry> = BTreeMap::new();
-    for entry in &desired.entries {
-        for frontend in &entry.frontends {
-            contenders.entry(*frontend).or_insert(entry);
-        }
+impl Release {
+    /// Whether there is nothing to release.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty() && self.backends.is_empty() && self.services.is_empty()
     }
-    // `entries` is sorted by age, so what does not fit is the newest.
-    for entry in &desired.entries {
-        let programmed = is_realized(entry);
-        let taken = entry.frontends.iter().find(|f| {
-            contenders
-                .get(f)
-                .is_some_and(|winner| !std::ptr::eq(*winner, entry))
-                || owners.contains_key(f)
-        });
-        let refusal = if let Some(frontend) = taken {
-            let owner = contenders
-                .get(frontend)
-                .map_or(&entry.service, |winner| &winner.service);
-            Err(Problem::Taken {
-                frontend: *frontend,
-                owner: owner.clone(),
-            })
-        } else if !context.synced && (programmed || entry.backends.is_empty()) {
-            continue;
-        } else {
-            room.admit(entry, programmed)
-        };
-        let backends = match refusal {
-            Ok((backends, problem)) => {
-                if let Some(problem) = problem {
-                    problems.push((entry.service.clone(), entry.port_name.clone(), problem));
-                }
-                backends
-            }
-            Err(problem) => {
-                problems.push((entry.service.clone(), entry.port_name.clone(), problem));
-                continue;
-            }
-        };
-        for frontend in &entry.frontends {
-            owners.insert(*frontend, &entry.service);
-        }
-        let known = entry
-            .frontends
-            .iter()
-            .filter_map(|frontend| realized.frontends.get(frontend))
-            .map(|state| state.service_id)
-            .find(|id| *id != 0 && !claimed.contains(id));
-        let id = known.unwrap_or_else(|| ids.take());
-        claimed.insert(id);
-        accepted.push(Accepted {
-            entry,
-            id,
-            backends,
-        });
+
+    /// Adds another's.
+    pub fn merge(&mut self, other: Self) {
+        self.ranges.extend(other.ranges);
+        self.backends.extend(other.backends);
+        self.services.extend(other.services);
     }
-    for accepted in &accepted {
-        room.keep_draining(accepted.entry);
-    }
-    (accepted, room.backends)
 }
 
-/// Counts what the accepted entries use of each map.
-struct Room {
+/// What the maps say, by owner, and what in them is free.
+#[derive(Debug)]
+pub struct Planner {
     capacities: Capacities,
-    frontends: usize,
-    slots: usize,
-    backends: BTreeSet<BackendAddress>,
+    service_ranges: Vec<IpNet>,
+    ids: IdPool,
+    backend_ids: IdPool,
+    slots: RangePool,
+    next_generation: u32,
+    frontends: HashMap<Frontend, FrontendState>,
+    /// Entries the frontend map has at its fullest while the plan is applied.
+    frontend_pressure: usize,
+    source_range_count: usize,
+    owners: HashMap<Owner, Vec<Port>>,
+    claims: Claims,
+    /// Owners that did not get all they want, oldest first.
+    waiting: BTreeSet<(i64, Owner)>,
+    problems: BTreeMap<(Owner, String), Problem>,
+    restored: Restored,
 }
 
-impl Room {
-    fn new(context: Context, realized: &RealizedServices) -> Self {
-        let mut room = Self {
-            capacities: context.capacities,
-            frontends: 0,
-            slots: 0,
-            backends: BTreeSet::new(),
-        };
-        if !context.synced {
-            // Nothing will be removed, so everything that is there stays counted.
-            room.frontends = realized.frontends.len();
-            room.slots = realized.slots.len();
-            room.backends = realized
-                .backends
-                .values()
-                .map(|backend| backend.address)
-                .collect();
+impl Planner {
+    /// A planner that takes over what the maps say. `service_ranges` are what the node's own processes
+    /// have routes for.
+    #[must_use]
+    pub fn restore(
+        realized: RealizedServices,
+        capacities: Capacities,
+        service_ranges: Vec<IpNet>,
+        next_generation: u32,
+    ) -> Self {
+        let restored = Restored::new(&realized);
+        let mut slots = RangePool::new(capacities.slots);
+        let ranges = restored.ranges();
+        let intact = ranges.into_iter().all(|range| slots.claim(range));
+        if !intact {
+            // No former agent writes frontends that share slots of different lists. Nothing of it is
+            // trusted then: every list gets a new range.
+            slots = RangePool::new(capacities.slots);
         }
-        room
-    }
-
-    /// The backends of `entry` that fit, or why it is refused as a whole.
-    fn admit<'a>(
-        &mut self,
-        entry: &'a ServiceEntry,
-        programmed: bool,
-    ) -> Result<(&'a [BackendAddress], Option<Problem>), Problem> {
-        if self.frontends + entry.frontends.len() > self.capacities.frontends {
-            return Err(Problem::Full {
-                map: "frontend",
-                capacity: self.capacities.frontends,
-            });
-        }
-        // Counts are 16 bits wide in the map.
-        let free_slots = self
-            .capacities
-            .slots
-            .saturating_sub(self.slots)
-            .min(usize::from(u16::MAX));
-        let free_backends = self.capacities.backends.saturating_sub(self.backends.len());
-        let mut fit = 0;
-        let mut added = BTreeSet::new();
-        for backend in &entry.backends {
-            let known = self.backends.contains(backend) || added.contains(backend);
-            if fit >= free_slots || (!known && added.len() >= free_backends) {
-                break;
-            }
-            added.insert(*backend);
-            fit += 1;
-        }
-        let map = if fit >= free_slots { "slot" } else { "backend" };
-        let capacity = if fit >= free_slots {
-            self.capacities.slots
-        } else {
-            self.capacities.backends
-        };
-        if fit < entry.backends.len() && !programmed {
-            return Err(Problem::Full { map, capacity });
-        }
-        self.frontends += entry.frontends.len();
-        self.slots += fit;
-        self.backends.extend(added);
-        let problem = (fit < entry.backends.len()).then_some(Problem::Truncated {
-            map,
-            programmed: fit,
-            wanted: entry.backends.len(),
-        });
-        Ok((&entry.backends[..fit], problem))
-    }
-
-    /// Draining endpoints are kept while there is room: they carry established UDP flows.
-    fn keep_draining(&mut self, entry: &ServiceEntry) {
-        for backend in &entry.serving {
-            if self.backends.len() < self.capacities.backends {
-                self.backends.insert(*backend);
-            }
-        }
-    }
-}
-
-/// Hands out the lowest id that nothing uses.
-struct IdPool {
-    used: BTreeSet<u32>,
-    cursor: u32,
-}
-
-impl IdPool {
-    fn new(used: impl Iterator<Item = u32>) -> Self {
+        let backends = realized.backends.iter().zip(0_u32..);
+        let used = backends.filter_map(|(backend, id)| backend.filter(|b| b.serving).map(|_| id));
         Self {
-            used: used.collect(),
-            cursor: 0,
+            capacities,
+            service_ranges,
+            ids: IdPool::new(u32::MAX, &restored.service_ids()),
+            backend_ids: IdPool::new(capacities.backends, &used.collect()),
+            slots,
+            next_generation: next_generation.max(1),
+            source_range_count: realized.source_ranges.len(),
+            frontend_pressure: realized.frontends.len(),
+            frontends: realized.frontends,
+            owners: HashMap::new(),
+            claims: Claims::default(),
+            waiting: BTreeSet::new(),
+            problems: BTreeMap::new(),
+            restored: if intact {
+                restored
+            } else {
+                restored.without_lists()
+            },
         }
     }
 
-    fn reserve(&mut self, used: impl Iterator<Item = u32>) {
-        self.used.extend(used);
-    }
-
-    fn take(&mut self) -> u32 {
-        loop {
-            // Far fewer than 2^32 ids are ever in use: the maps cannot hold them.
-            self.cursor = self.cursor.wrapping_add(1);
-            if self.cursor != 0 && self.used.insert(self.cursor) {
-                return self.cursor;
+    /// Changes that bring the maps from what they say to what `folded` says of the `changed` owners.
+    ///
+    /// The planner then counts them as made: after a failure it must be restored from the maps. The
+    /// first plan of a restored planner must be of all owners; what no owner wants goes with it.
+    pub fn plan(
+        &mut self,
+        changed: impl IntoIterator<Item = Owner>,
+        folded: impl Fn(&Owner) -> Option<Folded>,
+    ) -> Plan {
+        let mut plan = Plan::default();
+        self.frontend_pressure = self.frontends.len();
+        let work = self.contend(changed, folded);
+        let mut touched: BTreeMap<Frontend, Option<FrontendState>> = BTreeMap::new();
+        for ((_, owner), wanted) in &work {
+            self.plan_owner(owner, wanted, &mut touched, &mut plan);
+        }
+        self.prune_restored(&mut touched, &mut plan);
+        for (frontend, state) in touched {
+            let known = self.frontends.get(&frontend);
+            match state {
+                Some(state) if known == Some(&state) => {}
+                Some(state) => {
+                    self.frontends.insert(frontend, state);
+                    plan.frontends.push((frontend, state));
+                }
+                None if known.is_some() => {
+                    self.frontends.remove(&frontend);
+                    plan.removed_frontends.push(frontend);
+                }
+                None => {}
             }
         }
+        plan.judged = work.into_keys().map(|(_, owner)| owner).collect();
+        plan
     }
-}
 
-/// Ids of every backend that must exist, in `plan.ops` those that do not yet.
-fn ensure_backends(
-    accepted: &[Accepted<'_>],
-    kept: &BTreeSet<BackendAddress>,
-    realized: &RealizedServices,
-    plan: &mut Plan,
-) -> BTreeMap<BackendAddress, BackendId> {
-    let mut known: BTreeMap<BackendAddress, BackendId> = BTreeMap::new();
-    // A retired one is on its way out; the same address gets a new id and generation.
-    for (id, backend) in realized
-        .backends
-        .iter()
-        .filter(|(_, backend)| backend.serving)
-    {
-        known.entry(backend.address).or_insert(*id);
-    }
-    let mut pool = IdPool::new(realized.backends.keys().copied());
-    // A slot may name an id whose backend is missing after a crash; do not let it come alive.
-    pool.reserve(realized.slots.values().copied());
-    let mut ids = BTreeMap::new();
-    for accepted in accepted {
-        let draining = accepted
-            .entry
-            .serving
-            .iter()
-            .filter(|address| kept.contains(address));
-        for address in accepted.backends.iter().chain(draining) {
-            if ids.contains_key(address) {
+    /// Settles who has which frontend; what is to be planned is the changed owners and those whose
+    /// frontends they take or leave, oldest first.
+    fn contend(
+        &mut self,
+        changed: impl IntoIterator<Item = Owner>,
+        folded: impl Fn(&Owner) -> Option<Folded>,
+    ) -> BTreeMap<(i64, Owner), Folded> {
+        let mut work = BTreeMap::new();
+        let mut seen = std::collections::HashSet::new();
+        let mut queue: Vec<Owner> = changed.into_iter().collect();
+        while let Some(owner) = queue.pop() {
+            if !seen.insert(owner.clone()) {
                 continue;
             }
-            let id = known.get(address).copied().unwrap_or_else(|| {
-                let id = pool.take();
-                let backend = Backend {
-                    serving: true,
-                    address: *address,
-                    generation: plan.next_generation,
-                };
-                plan.next_generation = plan.next_generation.wrapping_add(1);
-                plan.ops.push(Op::UpsertBackend(id, backend));
-                id
-            });
-            ids.insert(*address, id);
-        }
-    }
-    ids
-}
-
-fn ensure_slots(
-    accepted: &[Accepted<'_>],
-    ids: &BTreeMap<BackendAddress, BackendId>,
-    realized: &RealizedServices,
-    ops: &mut Vec<Op>,
-) -> BTreeSet<(ServiceId, u16)> {
-    let mut wanted = BTreeSet::new();
-    for accepted in accepted {
-        for (ordinal, address) in (0_u16..).zip(accepted.backends) {
-            let key = (accepted.id, ordinal);
-            let backend = ids[address];
-            if realized.slots.get(&key) != Some(&backend) {
-                ops.push(Op::UpsertSlot(accepted.id, ordinal, backend));
+            let wanted = folded(&owner).unwrap_or_default();
+            let mut frontends: Vec<Frontend> = Vec::new();
+            for entry in &wanted.entries {
+                frontends.extend(entry.frontends.iter().map(|f| f.frontend));
             }
-            wanted.insert(key);
+            queue.extend(self.claims.set(&owner, wanted.created_at_secs, frontends));
+            work.insert((wanted.created_at_secs, owner), wanted);
         }
+        work
     }
-    wanted
-}
 
-fn ensure_frontends(accepted: &[Accepted<'_>], realized: &RealizedServices, ops: &mut Vec<Op>) {
-    for accepted in accepted {
-        let count = u16::try_from(accepted.backends.len()).expect("Room admits at most u16::MAX");
-        let local = accepted.entry.local_count.min(accepted.backends.len());
-        let state = FrontendState {
-            service_id: accepted.id,
-            backend_count: count,
-            local_count: u16::try_from(local).expect("not above backend_count"),
-            local_only: accepted.entry.local_only,
-        };
-        for frontend in &accepted.entry.frontends {
-            if realized.frontends.get(frontend) != Some(&state) {
-                ops.push(Op::UpsertFrontend(*frontend, state));
+    fn plan_owner(
+        &mut self,
+        owner: &Owner,
+        wanted: &Folded,
+        touched: &mut BTreeMap<Frontend, Option<FrontendState>>,
+        plan: &mut Plan,
+    ) {
+        self.waiting
+            .remove(&(wanted.created_at_secs, owner.clone()));
+        let from = (owner.clone(), String::new());
+        let known = self.problems.range(from..);
+        let stale: Vec<_> = known
+            .take_while(|((other, _), _)| other == owner)
+            .map(|(key, _)| key.clone())
+            .collect();
+        stale.iter().for_each(|key| drop(self.problems.remove(key)));
+        if !wanted.complaints.is_empty() {
+            let complaint = wanted.complaints.join("; ");
+            self.problem(owner, "", Problem::Object { complaint });
+        }
+        let mut old = self.owners.remove(owner).unwrap_or_default();
+        for port in &old {
+            for frontend in &port.frontends {
+                touched.entry(*frontend).or_insert(None);
             }
         }
+        let mut ports = Vec::with_capacity(wanted.entries.len());
+        for entry in &wanted.entries {
+            let same = old.iter().position(|port| port.is_of(entry));
+            let known = same.map(|index| old.swap_remove(index));
+            match self.plan_entry(owner, entry, known, touched, plan) {
+                Ok(port) => ports.push(port),
+                Err(problem) => self.problem(owner, &entry.port_name, problem),
+            }
+            let full = self.problems.get(&(owner.clone(), entry.port_name.clone()));
+            if full.is_some_and(Problem::may_pass) {
+                self.waiting.insert((wanted.created_at_secs, owner.clone()));
+            }
+        }
+        for port in old {
+            self.retire_port(port, plan);
+        }
+        if !ports.is_empty() {
+            self.owners.insert(owner.clone(), ports);
+        }
+    }
+
+    fn problem(&mut self, owner: &Owner, port_name: &str, problem: Problem) {
+        let key = (owner.clone(), port_name.to_owned());
+        self.problems.entry(key).or_insert(problem);
+    }
+
+    /// Gives back what no packet can be using any more. Returns the owners that now may get what they
+    /// did not.
+    pub fn release(&mut self, release: Release) -> Vec<Owner> {
+        if release.is_empty() {
+            return Vec::new();
+        }
+        release
+            .ranges
+            .into_iter()
+            .for_each(|range| self.slots.give(range));
+        release
+            .backends
+            .into_iter()
+            .for_each(|id| self.backend_ids.give(id));
+        release
+            .services
+            .into_iter()
+            .for_each(|id| self.ids.give(id));
+        self.waiting
+            .iter()
+            .map(|(_, owner)| owner.clone())
+            .collect()
+    }
+
+    /// Ports that are not programmed as desired.
+    #[must_use]
+    pub fn problems(&self) -> &BTreeMap<(Owner, String), Problem> {
+        &self.problems
+    }
+
+    /// First generation that was not used.
+    #[must_use]
+    pub fn next_generation(&self) -> u32 {
+        self.next_generation
+    }
+
+    /// How many frontends there are.
+    #[must_use]
+    pub fn frontend_count(&self) -> usize {
+        self.frontends.len()
+    }
+
+    /// How many slots and backends, from 0, may be in use: as much as must be read back.
+    #[must_use]
+    pub fn extent(&self) -> (u32, u32) {
+        (self.slots.end(), self.backend_ids.end())
+    }
+
+    /// The first difference between the maps and what the planner has made of them.
+    #[must_use]
+    pub fn difference(&self, realized: &RealizedServices) -> Option<String> {
+        if let Some((frontend, _)) = realized
+            .frontends
+            .iter()
+            .find(|(frontend, _)| !self.frontends.contains_key(frontend))
+        {
+            return Some(format!("frontend {frontend} should not be there"));
+        }
+        for (frontend, state) in &self.frontends {
+            if realized.frontends.get(frontend) != Some(state) {
+                return Some(format!("frontend {frontend} is not as written"));
+            }
+        }
+        let ports = self
+            .owners
+            .iter()
+            .flat_map(|(owner, ports)| ports.iter().map(move |p| (owner, p)));
+        for (owner, port) in ports {
+            if let Some(difference) = port.difference(realized) {
+                return Some(format!("{difference} of {owner} is not as written"));
+            }
+        }
+        None
     }
 }
 
-fn prune(
-    accepted: &[Accepted<'_>],
-    ids: &BTreeMap<BackendAddress, BackendId>,
-    wanted_slots: &BTreeSet<(ServiceId, u16)>,
-    realized: &RealizedServices,
-    ops: &mut Vec<Op>,
-) {
-    let wanted: BTreeSet<Frontend> = accepted
-        .iter()
-        .flat_map(|a| a.entry.frontends.iter().copied())
-        .collect();
-    let gone = realized
-        .frontends
-        .keys()
-        .filter(|frontend| !wanted.contains(frontend));
-    ops.extend(gone.map(|frontend| Op::RemoveFrontend(*frontend)));
-    let kept: BTreeSet<BackendId> = ids.values().copied().collect();
-    let slots = realized
-        .slots
-        .keys()
-        .filter(|key| !wanted_slots.contains(key));
-    let backends = realized.backends.keys().filter(|id| !kept.contains(id));
-    let removals: Vec<Op> = slots
-        .map(|(id, ordinal)| Op::RemoveSlot(*id, *ordinal))
-        .chain(backends.map(|id| Op::RemoveBackend(*id)))
-        .collect();
-    for (id, backend) in &realized.backends {
-        if backend.serving && !kept.contains(id) {
-            ops.push(Op::RetireBackend(
-                *id,
-                Backend {
-                    serving: false,
-                    ..*backend
-                },
-            ));
-        }
-    }
-    if !removals.is_empty() {
-        ops.push(Op::WaitForReaders);
-        ops.extend(removals);
+impl Problem {
+    /// Whether it may end when something else is removed.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Full { .. } | Self::Truncated { .. } | Self::SourceRanges { .. }
+        )
     }
 }
 
 impl RealizedServices {
-    /// Records that `op` was applied.
-    pub fn record(&mut self, op: &Op) {
-        match *op {
-            Op::UpsertBackend(id, backend) | Op::RetireBackend(id, backend) => {
-                self.backends.insert(id, backend);
-            }
-            Op::UpsertSlot(service, ordinal, backend) => {
-                self.slots.insert((service, ordinal), backend);
-            }
-            Op::UpsertFrontend(frontend, state) => drop(self.frontends.insert(frontend, state)),
-            Op::RemoveFrontend(frontend) => drop(self.frontends.remove(&frontend)),
-            Op::WaitForReaders => (),
-            Op::RemoveSlot(service, ordinal) => drop(self.slots.remove(&(service, ordinal))),
-            Op::RemoveBackend(id) => drop(self.backends.remove(&id)),
+    /// Records that a plan was applied, as far as maps go.
+    pub fn record(&mut self, plan: &Plan) {
+        for (id, backend) in plan.backends.iter().chain(&plan.retired) {
+            self.set_backend(*id, *backend);
+        }
+        plan.slots
+            .iter()
+            .for_each(|(index, slot)| self.set_slot(*index, *slot));
+        self.source_ranges
+            .extend(plan.source_ranges.iter().copied());
+        self.frontends.extend(plan.frontends.iter().copied());
+        for frontend in &plan.removed_frontends {
+            self.frontends.remove(frontend);
+        }
+        for range in &plan.removed_source_ranges {
+            self.source_ranges.remove(range);
         }
     }
 
-    /// Whether applying `op` would leave a frontend or a slot pointing at nothing. Only after another
-    /// operation failed can a planned one be unsafe; the next round plans it again.
-    #[must_use]
-    pub fn is_safe(&self, op: &Op) -> bool {
-        match *op {
-            Op::UpsertSlot(_, _, backend) => self.backends.contains_key(&backend),
-            Op::UpsertFrontend(_, state) => (0..state.backend_count).all(|ordinal| {
-                self.slots
-                    .get(&(state.service_id, ordinal))
-                    .is_some_and(|backend| self.backends.contains_key(backend))
-            }),
-            Op::RemoveSlot(service, ordinal) => !self
-                .frontends
-                .values()
-                .any(|state| state.service_id == service && ordinal < state.backend_count),
-            Op::RemoveBackend(id) => !self.slots.values().any(|backend| *backend == id),
-            Op::RetireBackend(id, _) => {
-                let mut leading = self.slots.iter().filter(|(_, backend)| **backend == id);
-                !leading.any(|((service, ordinal), _)| {
-                    self.frontends
-                        .values()
-                        .any(|state| state.service_id == *service && *ordinal < state.backend_count)
-                })
-            }
-            Op::UpsertBackend(..) | Op::RemoveFrontend(_) | Op::WaitForReaders => true,
+    /// Writes a backend.
+    pub fn set_backend(&mut self, id: BackendId, backend: Backend) {
+        let index = usize::try_from(id).expect("usize holds a u32");
+        if self.backends.len() <= index {
+            self.backends.resize(index + 1, None);
         }
+        self.backends[index] = Some(backend);
+    }
+
+    /// Writes a slot.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) {
+        let index = usize::try_from(index).expect("usize holds a u32");
+        if self.slots.len() <= index {
+            self.slots.resize(index + 1, Slot::default());
+        }
+        self.slots[index] = slot;
     }
 }
 

@@ -1,66 +1,42 @@
-//! `BACKEND_SLOTS`: which backend an ordinal of a Service is.
+//! `BACKEND_SLOTS`: the lists of backends, one behind the other.
 
-use aya::maps::HashMap;
-use tholepin_ebpf_abi::{SlotKey, SlotValue, names};
-use tholepin_model::plan::services::{BackendId, ServiceId};
+use tholepin_ebpf_abi::{SlotValue, names};
+use tholepin_model::plan::services::Slot;
 
-use super::{MapAccessError, Pinned, access, entries, open, opened, removed};
+use super::MapAccessError;
+use super::batch::BatchMap;
 use crate::dataplane::pin::PinDirectory;
-
-/// Service, ordinal, and the backend there.
-pub type Slot = ((ServiceId, u16), BackendId);
 
 /// The pinned map.
 #[derive(Debug)]
-pub struct BackendSlots(HashMap<Pinned, SlotKey, SlotValue>);
+pub struct BackendSlots(BatchMap<u32, SlotValue>);
 
 impl BackendSlots {
     /// Opens the pinned map.
     pub fn open(pins: &PinDirectory) -> Result<Self, MapAccessError> {
-        let map = open(pins, names::BACKEND_SLOTS)?;
-        Ok(Self(opened(
-            pins,
-            names::BACKEND_SLOTS,
-            HashMap::try_from(map),
-        )?))
+        BatchMap::open(pins, names::BACKEND_SLOTS).map(Self)
     }
 
-    /// Inserts or replaces.
-    pub fn upsert(
-        &mut self,
-        service_id: ServiceId,
-        ordinal: u16,
-        backend_id: BackendId,
-    ) -> Result<(), MapAccessError> {
-        let key = SlotKey {
-            service_id,
-            ordinal: ordinal.into(),
+    /// Writes slots.
+    pub fn write(&self, slots: &[(u32, Slot)]) -> Result<(), MapAccessError> {
+        let value = |(_, slot): &(u32, Slot)| SlotValue {
+            backend_id: slot.backend_id,
+            service_id: slot.service_id,
         };
-        access(
-            "write",
-            names::BACKEND_SLOTS,
-            self.0.insert(key, SlotValue { backend_id }, 0),
-        )
+        let indexes: Vec<u32> = slots.iter().map(|(index, _)| *index).collect();
+        let values: Vec<SlotValue> = slots.iter().map(value).collect();
+        self.0.update(&indexes, &values).map_err(|(_, error)| error)
     }
 
-    /// Removes; succeeds when it is not there.
-    pub fn remove(&mut self, service_id: ServiceId, ordinal: u16) -> Result<(), MapAccessError> {
-        let key = SlotKey {
-            service_id,
-            ordinal: ordinal.into(),
+    /// The first `count` slots.
+    pub fn read(&self, count: u32) -> Result<Vec<Slot>, MapAccessError> {
+        let raw = self
+            .0
+            .read(usize::try_from(count).expect("usize holds a u32"))?;
+        let slot = |(_, value): (u32, SlotValue)| Slot {
+            backend_id: value.backend_id,
+            service_id: value.service_id,
         };
-        removed(names::BACKEND_SLOTS, self.0.remove(&key))
-    }
-
-    /// Everything.
-    pub fn read(&self) -> Result<Vec<Slot>, MapAccessError> {
-        let raw = entries(names::BACKEND_SLOTS, self.0.iter())?;
-        Ok(raw
-            .into_iter()
-            .filter_map(|(key, value)| {
-                let ordinal = u16::try_from(key.ordinal).ok()?;
-                Some(((key.service_id, ordinal), value.backend_id))
-            })
-            .collect())
+        Ok(raw.into_iter().map(slot).collect())
     }
 }
