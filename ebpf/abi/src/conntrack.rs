@@ -5,6 +5,10 @@
 //! are one lookup by the packet's own tuple and one rewrite, and the key of the other half is the
 //! translated tuple reversed. Flows that are not translated have no entry.
 
+#![expect(unsafe_code, reason = "a tuple as words")]
+
+use core::mem::transmute;
+
 use crate::{Address, Be16};
 
 map_type! {
@@ -26,6 +30,23 @@ map_type! {
 }
 
 impl FlowKey {
+    /// From words in memory order, each of which is written at once: a key that is put together from
+    /// smaller parts is slow to read back by words, which is what hashing does.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_words(
+        source: [u32; 4],
+        destination: [u32; 4],
+        ports: u32,
+        protocol: u8,
+    ) -> Self {
+        let [a, b, c, d] = source;
+        let [e, f, g, h] = destination;
+        let protocol = u32::from_ne_bytes([protocol, 0, 0, 0]);
+        // SAFETY: both are 40 bytes without padding, for which every bit pattern is valid.
+        unsafe { transmute::<[u32; 10], Self>([a, b, c, d, e, f, g, h, ports, protocol]) }
+    }
+
     /// The tuple of a packet in the other direction.
     #[must_use]
     #[inline(always)]

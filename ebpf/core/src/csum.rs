@@ -82,6 +82,38 @@ pub const fn updated(stored: u16, change: Sum) -> u16 {
     Sum(change.0 + (!stored) as u64).finish()
 }
 
+/// What a transport's checksum field covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// The whole segment: the field is as it goes over the wire.
+    Whole,
+    /// The pseudo-header only; the rest is still to be added, by the kernel or the device.
+    PseudoHeader,
+    /// The change does not tell.
+    Unknown,
+}
+
+/// What a field covers, by what the kernel made of it when it applied a change of the pseudo-header:
+/// it takes the change out of a field that is a complement, and puts it into one that is a sum.
+#[must_use]
+#[inline(always)]
+pub const fn coverage(before: u16, after: u16, change: Sum) -> Coverage {
+    let change = canonical(change.folded());
+    if change == 0 {
+        Coverage::Unknown
+    } else if canonical(Sum(before as u64 + change as u64).folded()) == canonical(after) {
+        Coverage::PseudoHeader
+    } else {
+        Coverage::Whole
+    }
+}
+
+/// Zero has two forms in one's complement.
+#[inline(always)]
+const fn canonical(sum: u16) -> u16 {
+    if sum == 0xffff { 0 } else { sum }
+}
+
 /// What the pseudo-header of TCP, UDP and ICMPv6 adds to a sum.
 #[inline(always)]
 pub const fn pseudo_header(source: [u32; 4], destination: [u32; 4], protocol: u8, len: u32) -> Sum {
@@ -149,6 +181,22 @@ mod tests {
             // 0 and 0xffff are the same number in one's complement.
             let fresh = Sum::ZERO.add_words(&words::<8>(&after)).finish();
             prop_assert!(new == fresh || (new ^ fresh) == 0xffff);
+        }
+
+        #[test]
+        fn what_a_field_covers_shows_in_what_a_change_does_to_it(
+            before: u16, changes in prop::array::uniform8(any::<u32>())
+        ) {
+            let change = Sum::ZERO.add_words(&changes);
+            // As `inet_proto_csum_replace_by_diff` does.
+            let whole = updated(before, change);
+            let pseudo = Sum(u64::from(before) + u64::from(change.difference())).folded();
+            if change.folded().is_multiple_of(0xffff) {
+                prop_assert_eq!(coverage(before, whole, change), Coverage::Unknown);
+            } else {
+                prop_assert_eq!(coverage(before, whole, change), Coverage::Whole);
+                prop_assert_eq!(coverage(before, pseudo, change), Coverage::PseudoHeader);
+            }
         }
 
         #[test]

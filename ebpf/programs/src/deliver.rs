@@ -1,6 +1,7 @@
 //! Where a packet goes, and sending it there.
 
 use tholepin_ebpf_abi::names::{HOST_MAC, OVERLAY_SOURCE_MAC};
+use tholepin_ebpf_abi::workload::WORKLOAD_SHAPED;
 use tholepin_ebpf_abi::{Address, DropReason, RouteKey, RouteValue, WorkloadValue};
 use tholepin_ebpf_core::{Origin, Translation, Verdict};
 
@@ -143,19 +144,28 @@ pub fn send(
     }
     nat::apply(skb, packet, translation, hop_limit)?;
     match exit {
-        // A packet of the node's own is on its way out and can only be sent on.
-        Exit::Workload(workload) if origin == Origin::Host || !enabled(&REDIRECT_PEER) => {
-            Ok(skb::redirect(workload.ifindex))
-        }
-        Exit::Workload(workload) => Ok(skb::redirect_peer(workload.ifindex)),
+        Exit::Workload(workload) => Ok(to_pod(workload, origin)),
         Exit::Tunnel(remote) => into_tunnel(skb, remote.tunnel_endpoint.words()),
         Exit::Node => Ok(skb::redirect_ingress(HOST_IFINDEX.load())),
         Exit::Pass => Ok(Verdict::Pass),
     }
 }
 
+/// Into a pod of this node: past the host side of its interface where nothing there has a say.
 #[inline(always)]
-fn into_tunnel(skb: &Skb, endpoint: [u32; 4]) -> Result<Verdict, DropReason> {
+pub fn to_pod(workload: &WorkloadValue, origin: Origin) -> Verdict {
+    // A packet of the node's own is on its way out and can only be sent on; one that is limited must
+    // pass the queue of the host side.
+    let by_queue = origin == Origin::Host || workload.flags & WORKLOAD_SHAPED != 0;
+    if by_queue || !enabled(&REDIRECT_PEER) {
+        skb::redirect(workload.ifindex)
+    } else {
+        skb::redirect_peer(workload.ifindex)
+    }
+}
+
+#[inline(always)]
+pub fn into_tunnel(skb: &Skb, endpoint: [u32; 4]) -> Result<Verdict, DropReason> {
     let address = Address::from_words(endpoint);
     let v6 = !address.is_v4();
     // The helper wants an IPv4 address in host order, and an IPv6 one as it is.

@@ -67,6 +67,29 @@ pub fn fragment(key: &FragmentKey) -> Option<FragmentValue> {
     lru(&FRAGMENTS, key).map(|value| unsafe { *value })
 }
 
+/// A packet's tuple in words that hashing and comparing read back as they were written. A [`FlowKey`]
+/// on the stack may be written by halves of them, which a processor cannot hand on before all of it
+/// has reached the cache.
+#[repr(C, align(8))]
+pub struct TupleWords([u64; 5]);
+
+impl TupleWords {
+    #[inline(always)]
+    pub fn new(source: [u32; 4], destination: [u32; 4], ports: u32, protocol: u8) -> Self {
+        // The machines are little-endian, which the object's build script makes sure of.
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        Self([
+            pair(source[0], source[1]),
+            pair(source[2], source[3]),
+            pair(destination[0], destination[1]),
+            pair(destination[2], destination[3]),
+            pair(ports, u32::from(protocol)),
+        ])
+    }
+}
+
+const _: () = assert!(size_of::<TupleWords>() == size_of::<FlowKey>());
+
 /// One half of a flow, in the map.
 #[derive(Clone, Copy)]
 pub struct Half {
@@ -84,6 +107,13 @@ impl Half {
     #[inline(always)]
     pub fn find_translated(key: &FlowKey) -> Option<Self> {
         Self::find(key).filter(|half| half.entry().flags & FLOW_DIRECT == 0)
+    }
+
+    /// The half under a key in words.
+    #[inline(always)]
+    pub fn find_words(key: &TupleWords) -> Option<Self> {
+        // SAFETY: as many bytes, aligned stricter, and every bit pattern is valid.
+        Self::find(unsafe { &*core::ptr::from_ref(key).cast::<FlowKey>() })
     }
 
     #[inline(always)]

@@ -13,7 +13,9 @@
 mod balance;
 mod conntrack;
 mod deliver;
+mod fast;
 mod globals;
+mod head;
 mod lookup;
 mod lpm;
 mod maps;

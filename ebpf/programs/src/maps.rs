@@ -8,7 +8,7 @@ use tholepin_ebpf_abi::names::*;
 use tholepin_ebpf_abi::*;
 
 use crate::lpm::LpmTrie;
-use crate::scratch::Scratch;
+use crate::scratch::{Clock, Scratch};
 
 #[btf_map]
 pub static FRONTENDS: HashMap<
@@ -69,3 +69,7 @@ pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray
 /// Working memory, see [`Scratch`]. Not pinned: its layout belongs to this object alone.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The time as of the last jiffy, see [`Clock`]. Not pinned either.
+#[btf_map]
+pub static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();

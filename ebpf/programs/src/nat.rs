@@ -1,7 +1,7 @@
 //! Writing a translation into a packet.
 
 use tholepin_ebpf_abi::DropReason;
-use tholepin_ebpf_core::csum::Sum;
+use tholepin_ebpf_core::csum::{self, Coverage, Sum};
 use tholepin_ebpf_core::packet::{ETHERNET_LEN, TCP};
 use tholepin_ebpf_core::{Translation, rewrite};
 
@@ -102,15 +102,68 @@ fn transport(
         }
     }
     let tcp = packet.flow.protocol == TCP;
-    let offset = packet.transport + if tcp { 16 } else { 6 };
+    let ports = if ports_change {
+        to.port_change(&packet.flow)
+    } else {
+        Sum::ZERO
+    };
+    match (packet.transport, tcp) {
+        (PLAIN_V4, true) => checksum::<V4_TCP_CHECKSUM>(skb, true, addresses, ports),
+        (PLAIN_V4, false) => checksum::<V4_UDP_CHECKSUM>(skb, false, addresses, ports),
+        (PLAIN_V6, true) => checksum::<V6_TCP_CHECKSUM>(skb, true, addresses, ports),
+        (PLAIN_V6, false) => checksum::<V6_UDP_CHECKSUM>(skb, false, addresses, ports),
+        (transport, _) => {
+            let offset = transport + if tcp { 16 } else { 6 };
+            let kind = Checksum {
+                v6: !packet.v4,
+                zero_is_none: !tcp,
+            };
+            skb.change_checksum(offset, addresses.difference(), true, kind)?;
+            if ports_change {
+                skb.change_checksum(offset, ports.difference(), false, kind)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+pub const V4_TCP_CHECKSUM: usize = PLAIN_V4 as usize + 16;
+pub const V4_UDP_CHECKSUM: usize = PLAIN_V4 as usize + 6;
+pub const V6_TCP_CHECKSUM: usize = PLAIN_V6 as usize + 16;
+pub const V6_UDP_CHECKSUM: usize = PLAIN_V6 as usize + 6;
+
+/// Brings a transport's checksum up to date, of a packet without options or extension headers.
+///
+/// Only the kernel knows whether the field covers the whole segment or, while the checksum is still to
+/// be computed, the pseudo-header alone. Asking it to change the addresses tells, and saves asking it
+/// for the ports.
+#[inline(always)]
+pub fn checksum<const AT: usize>(
+    skb: &Skb,
+    tcp: bool,
+    addresses: Sum,
+    ports: Sum,
+) -> Result<(), DropReason> {
     let kind = Checksum {
-        v6: !packet.v4,
+        v6: AT == V6_TCP_CHECKSUM || AT == V6_UDP_CHECKSUM,
         zero_is_none: !tcp,
     };
-    skb.change_checksum(offset, addresses.difference(), true, kind)?;
-    if ports_change {
-        let ports = to.port_change(&packet.flow).difference();
-        skb.change_checksum(offset, ports, false, kind)?;
+    let [before] = skb.read_u16::<AT, 1>().ok_or(DropReason::RewriteFailed)?;
+    if before == 0 && !tcp {
+        return Ok(());
     }
-    Ok(())
+    skb.change_checksum(AT as u32, addresses.difference(), true, kind)?;
+    if ports == Sum::ZERO {
+        return Ok(());
+    }
+    let [after] = skb.read_u16::<AT, 1>().ok_or(DropReason::RewriteFailed)?;
+    match csum::coverage(before, after, addresses) {
+        Coverage::PseudoHeader => Ok(()),
+        Coverage::Unknown => skb.change_checksum(AT as u32, ports.difference(), false, kind),
+        Coverage::Whole => {
+            let updated = csum::updated(after, ports);
+            let zero = updated == 0 && !tcp;
+            skb.write_u16::<AT, 1>([if zero { 0xffff } else { updated }])
+        }
+    }
 }

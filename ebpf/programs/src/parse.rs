@@ -5,7 +5,6 @@ use tholepin_ebpf_core::icmp::{self, Echo};
 use tholepin_ebpf_core::packet::{
     self, ETHERNET_LEN, Fragment, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Network, TCP, Transport,
 };
-use tholepin_ebpf_core::rewrite::ports_of_word;
 
 use crate::maps::FRAGMENTS;
 use crate::scratch::settle;
@@ -150,14 +149,8 @@ fn finish(
     transport: Transport,
     v4: bool,
 ) -> Result<(), DropReason> {
-    packet.flow = FlowKey {
-        source: network.source,
-        destination: network.destination,
-        source_port: Be16::from_wire(0),
-        destination_port: Be16::from_wire(0),
-        protocol: transport.protocol,
-        _pad: [0; 3],
-    };
+    let (source, destination) = (network.source.words(), network.destination.words());
+    let flow = |ports| FlowKey::from_words(source, destination, ports, transport.protocol);
     packet.transport = ETHERNET_LEN + transport.offset;
     packet.total_len = network.total_len;
     packet.ifindex = skb.ifindex();
@@ -170,19 +163,22 @@ fn finish(
     packet.translated = false;
     packet.related = 0;
     if let Fragment::Later(identification) = transport.fragment {
+        packet.flow = flow(0);
         return later_fragment(packet, identification);
     }
     let protocol = transport.protocol;
     if packet::has_ports(protocol) {
-        let word = first_word(skb, packet.transport)?;
-        (packet.flow.source_port, packet.flow.destination_port) = ports_of_word(word);
+        packet.flow = flow(first_word(skb, packet.transport)?);
         if protocol == TCP {
             packet.tcp_flags = tcp_flags(skb, packet.transport)?;
         }
         if let Fragment::First(identification) = transport.fragment {
             remember_ports(packet, identification);
         }
-    } else if protocol == ICMP || protocol == ICMPV6 {
+        return Ok(());
+    }
+    packet.flow = flow(0);
+    if protocol == ICMP || protocol == ICMPV6 {
         packet.icmp_type = first_word(skb, packet.transport)?.to_ne_bytes()[0];
         identifier(skb, packet)?;
     }

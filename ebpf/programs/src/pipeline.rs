@@ -9,11 +9,14 @@ use crate::lookup::{self, Half};
 use crate::parse::{Packet, parse};
 use crate::scratch::{Scratch, scratch};
 use crate::skb::Skb;
-use crate::{balance, conntrack, deliver, policy, refuse, related};
+use crate::{balance, conntrack, deliver, fast, policy, refuse, related};
 
 /// One packet through one hook. `origin` is a constant in each, so only its branches remain.
 #[inline(always)]
 pub fn run(skb: &Skb, origin: Origin) -> i32 {
+    if let Some(action) = fast::run(skb, origin) {
+        return action;
+    }
     let scratch = match scratch() {
         Ok(scratch) => scratch,
         Err(reason) => return refuse::drop(reason),

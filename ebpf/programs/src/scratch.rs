@@ -20,6 +20,13 @@ use crate::parse::Packet;
 use crate::policy::Questions;
 use crate::skb::FibQuestion;
 
+/// What the clock said, and when it was asked; see [`crate::skb::now`].
+#[repr(C)]
+pub struct Clock {
+    pub jiffies: u64,
+    pub ticks: u64,
+}
+
 /// What the stages hand to each other.
 #[repr(C)]
 pub struct Scratch {

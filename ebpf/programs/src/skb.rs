@@ -16,14 +16,16 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer,
-    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect,
+    bpf_redirect_peer, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use tholepin_ebpf_abi::DropReason;
 use tholepin_ebpf_abi::conntrack::TICK_SHIFT;
 use tholepin_ebpf_core::Verdict;
 use tholepin_ebpf_core::answer::MAX_QUOTE_WORDS;
+
+use crate::maps::CLOCK;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`, newer than aya's bindings.
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -178,7 +180,7 @@ impl Skb {
     /// the verifier ("R6=scalar", seen on 6.18 with -Ctarget-cpu=v3; every test that loads a
     /// program guards this).
     #[inline(always)]
-    fn bounds(&self) -> (usize, usize) {
+    pub fn bounds(&self) -> (usize, usize) {
         let (data, end): (usize, usize);
         // SAFETY: reads two fields of the context the kernel handed to the program.
         unsafe {
@@ -381,8 +383,29 @@ pub fn redirect_peer(ifindex: u32) -> Verdict {
 }
 
 /// The coarse monotonic clock in ticks.
+///
+/// It changes with the timer interrupt only, as jiffies do, which the verifier reads in place while
+/// the clock is two function calls. So it is asked once per processor and jiffy.
 #[inline(always)]
 pub fn now() -> u32 {
+    // SAFETY: no pointers.
+    let jiffies = unsafe { bpf_jiffies64() };
+    let Some(known) = CLOCK.get_ptr_mut(0) else {
+        return clock();
+    };
+    // SAFETY: a live value of this CPU's own slot. Another program may interrupt this one and write
+    // both words; ticks that are newer than their jiffies are right as well.
+    unsafe {
+        if (*known).jiffies != jiffies {
+            (*known).ticks = u64::from(clock());
+            (*known).jiffies = jiffies;
+        }
+        (*known).ticks as u32
+    }
+}
+
+#[inline(always)]
+fn clock() -> u32 {
     // SAFETY: no pointers.
     (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }

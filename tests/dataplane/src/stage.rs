@@ -73,6 +73,8 @@ pub struct Globals {
     pub overlay: bool,
     pub masquerade: bool,
     pub mtu: u32,
+    /// Places for flows.
+    pub flows: u32,
 }
 
 impl Default for Globals {
@@ -84,6 +86,7 @@ impl Default for Globals {
             overlay: true,
             masquerade: true,
             mtu: OVERLAY_MTU,
+            flows: 1024,
         }
     }
 }
@@ -166,12 +169,12 @@ impl Stage {
             names::FRONTENDS,
             names::BACKEND_SLOTS,
             names::BACKENDS,
-            names::CONNTRACK,
             names::POD_ROUTES,
             names::FRAGMENTS,
         ] {
             loader.map_max_entries(map, 1024);
         }
+        loader.map_max_entries(names::CONNTRACK, globals.flows);
         let ebpf = loader.load(OBJECT)?;
         let mut stage = Self {
             ebpf,

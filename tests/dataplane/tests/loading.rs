@@ -18,6 +18,7 @@ fn every_program_passes_the_verifier_with_every_switch() {
             overlay: bit(3) == 1,
             mtu: 1450 * bit(4),
             masquerade: bit(5) == 1,
+            ..Globals::default()
         };
         if stage_with(globals).is_none() {
             return;
