@@ -15,10 +15,12 @@ use tholepin_agent::dataplane::maps::MapAccessError;
 use tholepin_agent::dataplane::maps::workloads::Workloads;
 use tholepin_agent::dataplane::pin::PinDirectory;
 use tholepin_agent::reconcile::services::{
-    Generations, PinnedServiceMaps, ServiceMaps, ServicesStatus, ServicesTask,
+    Generations, PinnedServiceMaps, Programmer, ServiceMaps, ServicesStatus, ServicesTask,
 };
+use tholepin_agent::watch::changes::ServiceChanges;
 use tholepin_model::desired::Desired;
-use tholepin_model::plan::services::{Op, RealizedServices};
+use tholepin_model::plan::services::{Plan, RealizedServices};
+use tholepin_model::service::NodeView;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -93,9 +95,10 @@ pub(crate) fn rows(sandbox: &Sandbox, count: u32, extent: Extent) -> Result<Vec<
 /// The agent's reconciler of Services, on maps of its own.
 struct Running {
     runtime: tokio::runtime::Runtime,
-    desired: watch::Sender<Desired>,
+    changes: ServiceChanges,
     status: watch::Receiver<ServicesStatus>,
-    applied: mpsc::Receiver<Applied>,
+    written: mpsc::Receiver<Instant>,
+    _desired: watch::Sender<Desired>,
     cancel: CancellationToken,
     _programs: Programs,
 }
@@ -106,17 +109,26 @@ impl Running {
         let programs = Programs::load(&pins, Features::probe(AttachMode::Auto), &nowhere())?;
         let workloads = Workloads::default();
         workloads.open(&pins)?;
-        let (sender, applied) = mpsc::channel();
+        let (sender, written) = mpsc::channel();
         let (desired, receiver) = watch::channel(Desired::default());
         let (status_sender, status) = watch::channel(ServicesStatus::default());
+        let maps = Watched {
+            maps: PinnedServiceMaps::open(&pins, workloads)?,
+            written: sender,
+        };
+        let generations = Generations::open(directory)?;
+        let changes = ServiceChanges::default();
+        // What the watches of the Node and of pods would say.
+        changes.change(|changes| {
+            (changes.sync.node, changes.sync.host_ports) = (true, true);
+        });
         let task = ServicesTask {
-            node_name: "n1".to_owned(),
-            service_ranges: vec!["10.96.0.0/16".parse()?],
-            maps: Watched {
-                maps: PinnedServiceMaps::open(&pins, workloads)?,
-                applied: sender,
+            node: NodeView {
+                name: "n1".to_owned(),
+                ..NodeView::default()
             },
-            generations: Generations::open(directory)?,
+            programmer: Programmer::new(maps, generations, vec!["10.96.0.0/16".parse()?]),
+            changes: changes.clone(),
             desired: receiver,
             status: status_sender,
         };
@@ -127,9 +139,10 @@ impl Running {
         runtime.spawn_blocking(move || handle.block_on(task.run(token)));
         Ok(Self {
             runtime,
-            desired,
+            changes,
             status,
-            applied,
+            written,
+            _desired: desired,
             cancel,
             _programs: programs,
         })
@@ -139,8 +152,8 @@ impl Running {
     fn program(&self, objects: &Objects) -> Result<Duration> {
         let started = Instant::now();
         let mut problem = Ok(());
-        self.desired
-            .send_modify(|desired| problem = fold(desired, objects));
+        self.changes
+            .change(|changes| problem = fold(changes, objects));
         problem?;
         let mut status = self.status.clone();
         let wanted = objects.services.len();
@@ -150,16 +163,17 @@ impl Running {
         });
         let elapsed = started.elapsed();
         let status = self.status.borrow().clone();
-        if let Some(((service, _), reason)) = status.problems.iter().next() {
-            bail!("Service {service}: {reason}");
+        if let Some(((owner, _), reason)) = status.problems.iter().next() {
+            bail!("{owner}: {reason}");
         }
         done.with_context(|| format!("{} of {wanted} programmed", status.frontend_count))?;
-        while self.applied.try_recv().is_ok() {}
+        while self.written.try_recv().is_ok() {}
         Ok(elapsed)
     }
 
-    /// One endpoint of one Service gets another address. The time until its last map entry is written;
-    /// the clean-up of what nothing points at any more follows and is waited for, but not counted.
+    /// One endpoint of one Service gets another address. The time until its last map entry is written,
+    /// and the old endpoint is marked as gone. The wait for packets under way runs beside it, as it does
+    /// beside the next changes.
     fn change(&self, objects: &Objects, number: u32) -> Result<Duration> {
         // A stride that visits Services far from each other.
         let index = number as usize * 7919 % objects.slices.len();
@@ -168,16 +182,12 @@ impl Running {
         object.endpoints[0].addresses = vec![Ipv4Addr::from(address).to_string()];
         let received = Instant::now();
         let mut problem = Ok(());
-        self.desired
-            .send_modify(|desired| problem = fold_slice(desired, &object));
+        self.changes
+            .change(|changes| problem = fold_slice(changes, &object));
         problem?;
-        let mut written = received;
-        loop {
-            match self.applied.recv_timeout(LIMIT) {
-                Ok(Applied::Written(at)) => written = at,
-                Ok(Applied::Removed) => return Ok(written - received),
-                Err(error) => bail!("change {number}: no removal of the old endpoint: {error}"),
-            }
+        match self.written.recv_timeout(LIMIT) {
+            Ok(at) => Ok(at - received),
+            Err(error) => bail!("change {number} was not written: {error}"),
         }
     }
 
@@ -201,35 +211,23 @@ fn nowhere() -> NodeConstants {
     }
 }
 
-/// What was done to the maps.
-enum Applied {
-    Written(Instant),
-    /// The last of a change: the old endpoint's backend is gone.
-    Removed,
-}
-
-/// The real maps, with the time of each operation.
+/// The real maps, with the time of each plan that was written.
 struct Watched {
     maps: PinnedServiceMaps,
-    applied: mpsc::Sender<Applied>,
+    written: mpsc::Sender<Instant>,
 }
 
 impl ServiceMaps for Watched {
-    fn read(&self) -> Result<RealizedServices, MapAccessError> {
-        self.maps.read()
+    fn read(&self, backends: Option<u32>) -> Result<RealizedServices, MapAccessError> {
+        self.maps.read(backends)
     }
 
-    fn apply(&mut self, op: &Op) -> Result<(), MapAccessError> {
-        self.maps.apply(op)?;
-        let applied = match op {
-            Op::UpsertBackend(..) | Op::UpsertSlot(..) | Op::UpsertFrontend(..) => {
-                Applied::Written(Instant::now())
-            }
-            Op::RemoveBackend(..) => Applied::Removed,
-            _ => return Ok(()),
-        };
-        // Nobody listens any more at the end.
-        self.applied.send(applied).ok();
+    fn apply(&mut self, plan: &Plan) -> Result<(), MapAccessError> {
+        self.maps.apply(plan)?;
+        if !plan.is_empty() {
+            // Nobody listens any more at the end.
+            self.written.send(Instant::now()).ok();
+        }
         Ok(())
     }
 }

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tholepin_agent::dataplane::{NetworkConfig, NetworkHandle, NetworkStatus, start_with};
 use tholepin_agent::network::{AttachRequest, AttachmentKey};
+use tholepin_agent::watch::changes::ServiceChanges;
 use tholepin_agent::watch::endpoint_slices::slice_of;
 use tholepin_agent::watch::nodes::node_of;
 use tholepin_agent::watch::services::service_of;
 use tholepin_model::desired::Desired;
+use tholepin_model::service::table::Changes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +57,10 @@ pub(crate) fn run(config: &str) -> Result<()> {
         .init();
     let config: NodeConfig = serde_json::from_str(config)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let (sender, desired) = watch::channel(base(&config)?);
+    let (_sender, desired) = watch::channel(base(&config)?);
+    let changes = ServiceChanges::default();
+    // No pod here has host ports.
+    changes.change(|changes| changes.sync.host_ports = true);
     let cancel = CancellationToken::new();
     let mut handle = {
         let _inside = runtime.enter();
@@ -66,13 +71,13 @@ pub(crate) fn run(config: &str) -> Result<()> {
             config.directory.join("state"),
             config.directory.join("run"),
         );
-        start_with(network, desired, cancel.clone())
+        start_with(network, desired, changes.clone(), cancel.clone())
     };
     for line in std::io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line?)?;
         // The limit's timer must be made inside the runtime.
         let answer = runtime.block_on(async {
-            tokio::time::timeout(LIMIT, carry_out(&order, &handle, &sender)).await
+            tokio::time::timeout(LIMIT, carry_out(&order, &handle, &changes)).await
         });
         let answer = match answer {
             Ok(Ok(answer)) => answer,
@@ -92,7 +97,7 @@ pub(crate) fn run(config: &str) -> Result<()> {
 async fn carry_out(
     order: &Order,
     handle: &NetworkHandle,
-    sender: &watch::Sender<Desired>,
+    changes: &ServiceChanges,
 ) -> Result<Value> {
     match order {
         Order::Attach { pod, netns } => {
@@ -122,7 +127,7 @@ async fn carry_out(
             drop(specs);
             let started = Instant::now();
             let mut problem = Ok(());
-            sender.send_modify(|desired| problem = fold(desired, &objects));
+            changes.change(|changes| problem = fold(changes, &objects));
             problem?;
             drop(objects);
             let mut services = handle.services.clone();
@@ -131,8 +136,8 @@ async fn carry_out(
                 .await?
                 .clone();
             let elapsed = started.elapsed().as_secs_f64();
-            if let Some(((service, _), reason)) = done.problems.iter().next() {
-                bail!("Service {service}: {reason}");
+            if let Some(((owner, _), reason)) = done.problems.iter().next() {
+                bail!("{owner}: {reason}");
             }
             Ok(json!({"seconds": elapsed, "frontends": done.frontend_count}))
         }
@@ -177,30 +182,34 @@ pub(crate) fn objects_of(specs: &[ServiceSpec]) -> Objects {
     }
 }
 
-/// Takes objects into desired state as the agent's watches do after a list.
-pub(crate) fn fold(desired: &mut Desired, objects: &Objects) -> Result<()> {
+/// Takes objects in as the agent's watches do after a list.
+pub(crate) fn fold(changes: &mut Changes, objects: &Objects) -> Result<()> {
     for object in &objects.services {
-        let (service, problems) = service_of(object)?.context("the Service is not wanted")?;
-        ensure!(problems.is_empty(), "Service {} has problems", service.name);
-        desired
+        let service = service_of(object)?.context("the Service is not wanted")?;
+        ensure!(
+            service.complaints.is_empty(),
+            "Service {} has problems",
+            service.name
+        );
+        changes
             .services
             .insert(service.name.clone(), Arc::new(service));
     }
     for object in &objects.slices {
-        fold_slice(desired, object)?;
+        fold_slice(changes, object)?;
     }
-    desired.sync.services = true;
-    desired.sync.endpoint_slices = true;
+    changes.sync.services = true;
+    changes.sync.slices = true;
     Ok(())
 }
 
 /// Takes one EndpointSlice, as the agent's watch does with an event.
 pub(crate) fn fold_slice(
-    desired: &mut Desired,
+    changes: &mut Changes,
     object: &k8s_openapi::api::discovery::v1::EndpointSlice,
 ) -> Result<()> {
     let (slice, problems) = slice_of(object).context("the EndpointSlice is not wanted")?;
     ensure!(problems.is_empty(), "an EndpointSlice has problems");
-    desired.slices.insert(slice.name.clone(), Arc::new(slice));
+    changes.slices.insert(slice.name.clone(), Arc::new(slice));
     Ok(())
 }
