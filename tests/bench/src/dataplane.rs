@@ -13,6 +13,7 @@ mod spec;
 mod tholepin;
 mod traffic;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -213,21 +214,19 @@ fn traffic_rows(plan: &Plan<'_>, sandbox: &mut Sandbox, measures: &[Measure]) ->
     if !measures.is_empty() {
         progress("the kernel's own paths");
         let direct = kernel::routed(sandbox, "direct", plan.server_cpu)?;
-        add(
-            &mut paths,
+        paths.extend(ways(
             Kind::Direct,
             &direct.client,
             [direct.near, direct.far],
             None,
-        );
+        ));
         let bridge = kernel::bridged(sandbox, "bridge", plan.server_cpu)?;
-        add(
-            &mut paths,
+        paths.extend(ways(
             Kind::Bridge,
             &bridge.client,
             [bridge.near, bridge.far],
             None,
-        );
+        ));
         if !plan.options.no_rules {
             rows.extend(rule_sets(plan, sandbox, &mut paths)?);
         }
@@ -239,22 +238,29 @@ fn traffic_rows(plan: &Plan<'_>, sandbox: &mut Sandbox, measures: &[Measure]) ->
         let nodes = tholepin::start(sandbox, &format!("ours{count}"), *count, plan.server_cpu)?;
         let servers = [nodes.near, nodes.far];
         if index == 0 {
-            add(
-                &mut paths,
-                Kind::Pod(*count),
-                &nodes.direct_client,
-                servers,
-                None,
-            );
+            paths.extend(ways(Kind::Pod(*count), &nodes.direct_client, servers, None));
         }
         let services = Some(kernel::service_addresses());
-        add(
-            &mut paths,
+        paths.extend(ways(
             Kind::Service(*count),
             &nodes.client,
             servers,
             services,
-        );
+        ));
+        match &nodes.socket_client {
+            None => rows.push(Row::missing(
+                "TCP connect + request + close, same node",
+                &Kind::Socket(*count).label(),
+                "there is no cgroup v2 tree",
+                Some(Bar::RatioAtLeast(1.0, 1.03)),
+            )),
+            Some((client, cgroup)) => {
+                for way in ways(Kind::Socket(*count), client, servers, services) {
+                    let cgroup = Some(cgroup.clone());
+                    paths.push(Path { cgroup, ..way });
+                }
+            }
+        }
         let name = format!("our agent, {count} Services");
         rows.push(seconds(&name, Duration::from_secs_f64(nodes.programmed_in)));
         if plan.has(Part::Node) {
@@ -275,7 +281,6 @@ fn traffic_rows(plan: &Plan<'_>, sandbox: &mut Sandbox, measures: &[Measure]) ->
     }
     drop(running);
     let mut measured = samples.rows();
-    measured.extend(socket_rows(measures));
     measured.extend(rows);
     Ok(measured)
 }
@@ -308,15 +313,14 @@ fn rule_sets(plan: &Plan<'_>, sandbox: &mut Sandbox, paths: &mut Vec<Path>) -> R
         })?;
         for ((rules, label, nodes), time) in prepared.into_iter().zip(times) {
             rows.push(seconds(&label, time));
+            if rules == Rules::Iptables {
+                let last = Some(kernel::last_addresses());
+                let servers = [nodes.near, nodes.far];
+                paths.extend(ways(Kind::LastRule(*count), &nodes.client, servers, last));
+            }
             let kind = Kind::Rules(rules, *count);
             let services = Some(kernel::service_addresses());
-            add(
-                paths,
-                kind,
-                &nodes.client,
-                [nodes.near, nodes.far],
-                services,
-            );
+            paths.extend(ways(kind, &nodes.client, [nodes.near, nodes.far], services));
         }
     }
     Ok(rows)
@@ -334,35 +338,22 @@ fn seconds(name: &str, time: Duration) -> Row {
     Row::value(RULES, name, "s", value)
 }
 
-/// What the table asks for and this version of the dataplane does not have.
-fn socket_rows(measures: &[Measure]) -> Vec<Row> {
-    let asked = measures.contains(&Measure::Connect).then(|| {
-        Row::missing(
-            "TCP connect + request + close, same node",
-            "tholepin Service with socket load balancing",
-            "there is no socket load balancing yet",
-            Some(Bar::RatioAtLeast(1.0, 1.03)),
-        )
-    });
-    asked.into_iter().collect()
-}
-
-fn add(
-    paths: &mut Vec<Path>,
+/// The path to the server on the client's node and to the one on the other.
+fn ways(
     kind: Kind,
     client: &str,
-    servers: [std::net::Ipv4Addr; 2],
-    services: Option<[std::net::Ipv4Addr; 2]>,
-) {
-    for (index, place) in Place::ALL.into_iter().enumerate() {
-        paths.push(Path {
-            kind: kind.clone(),
-            place,
-            client: client.to_owned(),
-            server: servers[index],
-            service: services.map(|services| services[index]),
-        });
-    }
+    servers: [Ipv4Addr; 2],
+    services: Option<[Ipv4Addr; 2]>,
+) -> Vec<Path> {
+    let way = |(index, place)| Path {
+        kind: kind.clone(),
+        place,
+        client: client.to_owned(),
+        server: servers[index],
+        service: services.map(|services| services[index]),
+        cgroup: None,
+    };
+    Place::ALL.into_iter().enumerate().map(way).collect()
 }
 
 fn progress(what: &str) {

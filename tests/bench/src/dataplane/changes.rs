@@ -35,6 +35,9 @@ const CHANGE: &str = "One endpoint changed: object received to map written";
 /// How long one thing may take before the run gives up.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long all changes may take: fewer are made when each is slow, and their number is in the row.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extent {
@@ -43,33 +46,31 @@ pub(crate) struct Extent {
     pub(crate) rounds: u32,
 }
 
-/// The rows for a number of Services.
+/// The rows for a number of Services; rows that say why where it could not be measured.
 pub(crate) fn rows(sandbox: &Sandbox, count: u32, extent: Extent) -> Result<Vec<Row>> {
-    let specs: Vec<_> = (0..count).map(spec::idle).collect();
-    let objects = objects_of(&specs);
-    drop(specs);
-    let mut colds = Vec::new();
-    let mut changes = Vec::new();
-    let rounds = if extent.cold { extent.rounds.max(1) } else { 1 };
-    for round in 0..rounds {
-        let short = format!("maps-{count}-{round}");
-        let running = Running::start(&sandbox.pins(&short), &sandbox.directory(&short)?)?;
-        colds.push(running.program(&objects)?.as_secs_f64());
-        if round + 1 == rounds {
-            for number in 0..extent.changes {
-                changes.push(running.change(&objects, number)?.as_secs_f64() * 1e3);
-            }
-        }
-        running.end(&sandbox.pins(&short))?;
-    }
     let name = format!("{count} Services × {} endpoints", spec::ENDPOINTS);
+    let (cold_bar, change_bar) = match count {
+        10_000 => (Some(Bar::AtMost(0.3, 0.1)), Some(Bar::AtMost(2.0, 0.3))),
+        _ => (None, None),
+    };
     let mut rows = Vec::new();
+    let (colds, changes) = match measure(sandbox, count, extent) {
+        Ok(measured) => measured,
+        Err(error) => {
+            let why = format!("{error:#}");
+            if extent.cold {
+                rows.push(Row::missing(COLD, &name, &why, cold_bar));
+            }
+            if extent.changes > 0 {
+                rows.push(Row::missing(CHANGE, &name, &why, change_bar));
+            }
+            return Ok(rows);
+        }
+    };
     if extent.cold {
         let value = Summary::of(&colds).context("there was a round")?;
         let mut row = Row::value(COLD, &name, "s", value);
-        if count == 10_000 {
-            row = row.with_bar(Bar::AtMost(0.3, 0.1));
-        }
+        row.bar = cold_bar;
         rows.push(row);
     }
     for (percent, at) in [("p50", 0.5), ("p99", 0.99)] {
@@ -84,17 +85,40 @@ pub(crate) fn rows(sandbox: &Sandbox, count: u32, extent: Extent) -> Result<Vec<
         };
         let name = format!("{name}, {percent} of {} changes", changes.len());
         let mut row = Row::value(CHANGE, &name, "ms", value);
-        if count == 10_000 && percent == "p99" {
-            row = row.with_bar(Bar::AtMost(2.0, 0.3));
-        }
+        row.bar = change_bar.filter(|_| percent == "p99");
         rows.push(row);
     }
     Ok(rows)
 }
 
+/// Seconds of each cold start, and milliseconds of each change after the last.
+fn measure(sandbox: &Sandbox, count: u32, extent: Extent) -> Result<(Vec<f64>, Vec<f64>)> {
+    let specs: Vec<_> = (0..count).map(spec::idle).collect();
+    let objects = objects_of(&specs);
+    drop(specs);
+    let mut colds = Vec::new();
+    let mut changes = Vec::new();
+    let rounds = if extent.cold { extent.rounds.max(1) } else { 1 };
+    for round in 0..rounds {
+        let short = format!("maps-{count}-{round}");
+        let running = Running::start(&sandbox.pins(&short), &sandbox.directory(&short)?)?;
+        colds.push(running.program(&objects)?.as_secs_f64());
+        let began = Instant::now();
+        for number in 0..extent.changes {
+            if round + 1 < rounds || began.elapsed() > PATIENCE {
+                break;
+            }
+            changes.push(running.change(&objects, number)?.as_secs_f64() * 1e3);
+        }
+        running.end(&sandbox.pins(&short))?;
+    }
+    Ok((colds, changes))
+}
+
 /// The agent's reconciler of Services, on maps of its own.
 struct Running {
     runtime: tokio::runtime::Runtime,
+    ended: tokio::task::JoinHandle<()>,
     changes: ServiceChanges,
     status: watch::Receiver<ServicesStatus>,
     written: mpsc::Receiver<Instant>,
@@ -136,9 +160,10 @@ impl Running {
         let (handle, cancel) = (runtime.handle().clone(), CancellationToken::new());
         let token = cancel.clone();
         // A thread of its own, as the agent gives it.
-        runtime.spawn_blocking(move || handle.block_on(task.run(token)));
+        let ended = runtime.spawn_blocking(move || handle.block_on(task.run(token)));
         Ok(Self {
             runtime,
+            ended,
             changes,
             status,
             written,
@@ -193,7 +218,9 @@ impl Running {
 
     fn end(self, pins: &Path) -> Result<()> {
         self.cancel.cancel();
-        self.runtime.shutdown_timeout(Duration::from_secs(5));
+        self.runtime
+            .block_on(self.ended)
+            .context("the reconciler")?;
         std::fs::remove_dir_all(pins).with_context(|| format!("cannot remove {}", pins.display()))
     }
 }

@@ -16,6 +16,8 @@ const MTU: u32 = 1450;
 const GATEWAY_MAC: &str = "02:74:68:70:00:01";
 const SERVICE_LOCAL: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const SERVICE_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
+const LAST_LOCAL: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 12);
+const LAST_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 13);
 
 /// Two nodes with a client and a server pod on the first and a server pod on the second.
 #[derive(Debug)]
@@ -43,10 +45,19 @@ pub(crate) fn service_addresses() -> [Ipv4Addr; 2] {
     [SERVICE_LOCAL, SERVICE_REMOTE]
 }
 
+/// The same of those at the end of a rule set's list.
+pub(crate) fn last_addresses() -> [Ipv4Addr; 2] {
+    [LAST_LOCAL, LAST_REMOTE]
+}
+
 impl KernelNodes {
-    /// Loads a rule set on the client's node; how long that took.
+    /// Loads a rule set on the client's node; how long that took. Two more Services with traffic are at
+    /// its end, where a list that is searched from its start is at its worst.
     pub(crate) fn load_rules(&self, rules: Rules, count: u32) -> Result<Duration> {
-        rules.load(&self.node, &services(self.near, self.far, count))
+        let mut services = services(self.near, self.far, count);
+        services.push(spec::hot("near-last", LAST_LOCAL, self.near));
+        services.push(spec::hot("far-last", LAST_REMOTE, self.far));
+        rules.load(&self.node, &services)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tholepin_agent::dataplane::socket_lb::SocketLb;
 use tholepin_agent::dataplane::{NetworkConfig, NetworkHandle, NetworkStatus, start_with};
 use tholepin_agent::network::{AttachRequest, AttachmentKey};
 use tholepin_agent::watch::changes::ServiceChanges;
@@ -31,13 +32,20 @@ pub(crate) struct NodeConfig {
     pub(crate) number: u8,
     pub(crate) bpffs_root: PathBuf,
     pub(crate) directory: PathBuf,
+    /// Whose sockets are balanced; none without a cgroup v2 tree.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// What a node's process is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Gives the namespace a pod's interface; answers with its address.
-    Attach { pod: String, netns: PathBuf },
+    Attach {
+        pod: String,
+        netns: PathBuf,
+        /// Its sockets are balanced when they connect.
+        socket_lb: bool,
+    },
     /// Programs that many Services, two of which lead to these pods; answers with the seconds it took.
     Publish {
         near: Ipv4Addr,
@@ -64,13 +72,17 @@ pub(crate) fn run(config: &str) -> Result<()> {
     let cancel = CancellationToken::new();
     let mut handle = {
         let _inside = runtime.enter();
-        let network = NetworkConfig::new(
+        let mut network = NetworkConfig::new(
             format!("n{}", config.number),
             vec![node_address(config.number)],
             config.bpffs_root,
             config.directory.join("state"),
             config.directory.join("run"),
         );
+        if config.cgroup.is_some() {
+            network.socket_lb = SocketLb::All;
+            network.socket_lb_cgroup = config.cgroup;
+        }
         start_with(network, desired, changes.clone(), cancel.clone())
     };
     for line in std::io::stdin().lock().lines() {
@@ -100,7 +112,11 @@ async fn carry_out(
     changes: &ServiceChanges,
 ) -> Result<Value> {
     match order {
-        Order::Attach { pod, netns } => {
+        Order::Attach {
+            pod,
+            netns,
+            socket_lb,
+        } => {
             let mut status = handle.status.clone();
             status
                 .wait_for(|status| matches!(status, NetworkStatus::Ready { .. }))
@@ -114,7 +130,7 @@ async fn carry_out(
                 pod_namespace: "bench".to_owned(),
                 pod_name: pod.clone(),
                 pod_uid: String::new(),
-                socket_lb: false,
+                socket_lb: *socket_lb,
             };
             let attachment = handle.pod_network.attach(&request).await?;
             let v4 = attachment.addresses.iter().find(|one| one.is_ipv4());

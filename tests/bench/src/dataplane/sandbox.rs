@@ -93,14 +93,26 @@ impl Sandbox {
         Ok(())
     }
 
-    /// One run of the load's client; its report.
+    /// One run of the load's client, in a cgroup if one is given; its report.
     pub(crate) fn load(
         &self,
         namespace: &str,
+        cgroup: Option<&Path>,
         cpu: usize,
         arguments: &[String],
     ) -> Result<serde_json::Value> {
-        let mut command = Command::new(&self.toolbox);
+        let mut command = match cgroup {
+            None => Command::new(&self.toolbox),
+            Some(cgroup) => {
+                // The shell joins the cgroup and then becomes the toolbox.
+                let mut shell = Command::new("sh");
+                shell
+                    .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
+                    .arg(cgroup)
+                    .arg(&self.toolbox);
+                shell
+            }
+        };
         command
             .arg("load")
             .args(["--cpu", &cpu.to_string(), "--realtime"])

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -91,10 +92,14 @@ pub(crate) enum Kind {
     Bridge,
     /// A Service by a rule set, with so many Services.
     Rules(super::rules::Rules, u32),
+    /// The same, by a Service at the end of iptables' list; for new connections only.
+    LastRule(u32),
     /// Ours, from pod to pod.
     Pod(u32),
     /// Ours, through a Service, each packet translated.
     Service(u32),
+    /// Ours, through a Service, sockets balanced when they connect.
+    Socket(u32),
 }
 
 impl Kind {
@@ -103,13 +108,20 @@ impl Kind {
             Self::Direct => "direct".to_owned(),
             Self::Bridge => "bridge".to_owned(),
             Self::Rules(rules, count) => format!("{} @ {count}", rules.label()),
+            Self::LastRule(count) => format!("iptables @ {count}, last"),
             Self::Pod(_) => "tholepin pod".to_owned(),
             Self::Service(count) => format!("tholepin Service @ {count}"),
+            Self::Socket(count) => format!("tholepin socket LB @ {count}"),
         }
     }
 
+    /// Only the first packet of a flow looks for its Service.
+    fn is_of_interest_for(&self, measure: Measure) -> bool {
+        measure == Measure::Connect || !matches!(self, Self::LastRule(_))
+    }
+
     fn is_ours(&self) -> bool {
-        matches!(self, Self::Pod(_) | Self::Service(_))
+        matches!(self, Self::Pod(_) | Self::Service(_) | Self::Socket(_))
     }
 }
 
@@ -124,6 +136,8 @@ pub(crate) struct Path {
     pub(crate) server: Ipv4Addr,
     /// The Service to go through.
     pub(crate) service: Option<Ipv4Addr>,
+    /// Where the client runs, if that matters.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Path {
@@ -195,7 +209,10 @@ impl Samples {
         measure: Measure,
         pace: Pace,
     ) -> Result<()> {
-        let paths: Vec<&Path> = paths.iter().filter(|path| path.place == place).collect();
+        let paths: Vec<&Path> = paths
+            .iter()
+            .filter(|path| path.place == place && path.kind.is_of_interest_for(measure))
+            .collect();
         // A first, short one fills caches, neighbour tables and flows of every path.
         for path in &paths {
             self.run(sandbox, path, measure, pace, Duration::from_millis(100))?;
@@ -222,7 +239,12 @@ impl Samples {
     ) -> Result<Sample> {
         let arguments = path.arguments(measure, length.as_secs_f64());
         let report = sandbox
-            .load(&path.client, pace.client_cpu, &arguments)
+            .load(
+                &path.client,
+                path.cgroup.as_deref(),
+                pace.client_cpu,
+                &arguments,
+            )
             .with_context(|| {
                 let (kind, place) = (path.kind.label(), path.place.title());
                 format!("{}, {kind}, {place}", measure.title())
@@ -324,7 +346,7 @@ fn comparisons(place: Place, measure: Measure, kind: &Kind) -> Vec<(Kind, Option
     let mut list = Vec::new();
     match kind {
         Kind::Direct => {}
-        Kind::Bridge | Kind::Rules(..) => list.push((Kind::Direct, None)),
+        Kind::Bridge | Kind::Rules(..) | Kind::LastRule(_) => list.push((Kind::Direct, None)),
         Kind::Pod(_) => {
             let bar = match (place, measure) {
                 (Place::SameNode, Bulk | UdpOneWay) => at_least(1.1, 1.3),
@@ -334,6 +356,13 @@ fn comparisons(place: Place, measure: Measure, kind: &Kind) -> Vec<(Kind, Option
             };
             list.push((Kind::Bridge, bar));
             list.push((Kind::Direct, None));
+        }
+        Kind::Socket(_) => {
+            let bar = match measure {
+                Connect if place == Place::SameNode => at_least(1.0, 1.03),
+                _ => None,
+            };
+            list.push((Kind::Direct, bar));
         }
         Kind::Service(count) => {
             let near = place == Place::SameNode;
@@ -346,11 +375,15 @@ fn comparisons(place: Place, measure: Measure, kind: &Kind) -> Vec<(Kind, Option
             for rules in [Rules::Nft, Rules::Iptables] {
                 let bar = match (near, measure, rules, count) {
                     (true, Connect, Rules::Nft, 1) => at_least(1.08, 1.14),
-                    (true, Connect, Rules::Iptables, 10_000) => at_least(2.7, 2.9),
                     _ => None,
                 };
                 list.push((Kind::Rules(rules, *count), bar));
             }
+            let bar = match (near, measure, count) {
+                (true, Connect, 10_000) => at_least(2.7, 2.9),
+                _ => None,
+            };
+            list.push((Kind::LastRule(*count), bar));
         }
     }
     list
@@ -379,7 +412,7 @@ mod tests {
         };
         add(Kind::Direct, 100.0);
         add(Kind::Rules(Rules::Nft, 1), 90.0);
-        add(Kind::Rules(Rules::Iptables, 10_000), 35.0);
+        add(Kind::LastRule(10_000), 35.0);
         add(Kind::Service(1), 99.0);
         add(Kind::Service(10_000), 98.0);
         let rows = samples.rows();
@@ -395,7 +428,7 @@ mod tests {
                 pair("tholepin Service @ 1", "direct"),
                 pair("tholepin Service @ 1", "nftables @ 1"),
                 pair("tholepin Service @ 10000", "direct"),
-                pair("tholepin Service @ 10000", "iptables @ 10000"),
+                pair("tholepin Service @ 10000", "iptables @ 10000, last"),
             ]
         );
     }
@@ -408,6 +441,7 @@ mod tests {
             client: String::new(),
             server: [10, 244, 1, 3].into(),
             service: None,
+            cgroup: None,
         };
         let direct = path.arguments(Measure::UdpOneWay, 0.5).join(" ");
         assert!(
