@@ -193,6 +193,14 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Pins a map, so that somebody else can open it.
+    pub fn pin(&mut self, name: &str, path: &std::path::Path) {
+        let map = self.ebpf.map_mut(name);
+        let map = map.unwrap_or_else(|| panic!("no map `{name}`"));
+        map.pin(path)
+            .unwrap_or_else(|error| panic!("map `{name}`: {error}"));
+    }
+
     fn program(&mut self, hook: Hook) -> &mut SchedClassifier {
         let program = self
             .ebpf

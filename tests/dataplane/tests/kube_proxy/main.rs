@@ -2,3 +2,5 @@
 
 mod deviations;
 mod model;
+mod node;
+mod programs;
