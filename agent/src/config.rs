@@ -8,7 +8,8 @@ use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::dataplane::socket_lb::{InvalidSocketLb, SocketLb};
+use crate::dataplane::socket_lb::SocketLb;
+use crate::dataplane::xdp::XdpFront;
 use crate::node::eviction::Thresholds;
 use crate::runtime::log_file::LogLimits;
 
@@ -77,6 +78,9 @@ pub struct RawConfig {
     /// Directory of the cgroup whose sockets that is for [default: the pods', in the cgroup v2 tree]
     #[arg(long, env = "THOLEPIN_SOCKET_LB_CGROUP", value_name = "DIR")]
     pub socket_lb_cgroup: Option<PathBuf>,
+    /// Send on NodePort and LoadBalancer traffic in XDP: off, auto, native or generic [default: off]
+    #[arg(long, env = "THOLEPIN_XDP", value_name = "MODE")]
+    pub xdp: Option<String>,
     /// Where the kubelet API listens [default: 0.0.0.0]
     #[arg(long, env = "THOLEPIN_ADDRESS", value_name = "IP")]
     pub address: Option<String>,
@@ -185,6 +189,7 @@ pub struct Config {
     pub container_log_dir: PathBuf,
     pub container_logs: LogLimits,
     pub cgroup_parent: String,
+    pub xdp: XdpFront,
     pub socket_lb: SocketLb,
     /// `None` for the pods' own.
     pub socket_lb_cgroup: Option<PathBuf>,
@@ -271,6 +276,7 @@ impl RawConfig {
             log_dir: self.log_dir.or(other.log_dir),
             container_log_dir: self.container_log_dir.or(other.container_log_dir),
             cgroup_parent: self.cgroup_parent.or(other.cgroup_parent),
+            xdp: self.xdp.or(other.xdp),
             socket_lb: self.socket_lb.or(other.socket_lb),
             socket_lb_cgroup: self.socket_lb_cgroup.or(other.socket_lb_cgroup),
             address: self.address.or(other.address),
@@ -343,7 +349,8 @@ impl TryFrom<RawConfig> for Config {
             container_logs: container_logs(&raw)?,
             resolv_conf: path(&raw.resolv_conf, "/etc/resolv.conf"),
             kubelet_api: kubelet_api(&raw, port)?,
-            socket_lb: socket_lb(raw.socket_lb.as_deref())?,
+            xdp: mode("xdp", raw.xdp.as_deref())?,
+            socket_lb: mode("socket-lb", raw.socket_lb.as_deref())?,
             socket_lb_cgroup: raw.socket_lb_cgroup.clone(),
             healthz_port: raw.healthz_port.unwrap_or(10248),
             vxlan_port: raw.vxlan_port.unwrap_or(8472),
@@ -373,17 +380,20 @@ impl TryFrom<RawConfig> for Config {
     }
 }
 
-fn socket_lb(given: Option<&str>) -> Result<SocketLb, ConfigError> {
+/// One of a few words, or the first of them.
+fn mode<T>(option: &'static str, given: Option<&str>) -> Result<T, ConfigError>
+where
+    T: std::str::FromStr + Default,
+    T::Err: std::fmt::Display,
+{
     let Some(given) = given else {
-        return Ok(SocketLb::default());
+        return Ok(T::default());
     };
-    given
-        .parse()
-        .map_err(|error: InvalidSocketLb| ConfigError::Value {
-            option: "socket-lb",
-            value: given.to_owned(),
-            message: error.to_string(),
-        })
+    given.parse().map_err(|error: T::Err| ConfigError::Value {
+        option,
+        value: given.to_owned(),
+        message: error.to_string(),
+    })
 }
 
 fn node_name(given: Option<String>) -> Result<String, ConfigError> {

@@ -32,11 +32,13 @@ pub mod maps;
 pub mod pin;
 pub mod readers;
 pub mod socket_lb;
+pub mod xdp;
 
 use maps::pod_routes::PodRoutes;
 use maps::workloads::Workloads;
 use pin::PinDirectory;
 use socket_lb::SocketLb;
+use xdp::XdpFront;
 
 /// How programs are attached to interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub struct NetworkConfig {
     pub attach_mode: AttachMode,
     /// Hand packets straight into local pods where the kernel can (`bpf_redirect_peer`).
     pub redirect_peer: bool,
+    /// Where packets are sent on before there are socket buffers.
+    pub xdp: XdpFront,
     /// Which sockets are balanced when they connect or send.
     pub socket_lb: SocketLb,
     /// The cgroup whose sockets that is for; `None` where there is no cgroup v2 tree.
@@ -102,6 +106,7 @@ impl NetworkConfig {
             service_ranges: vec![range("10.96.0.0/16"), range("fd00:10:96::/112")],
             attach_mode: AttachMode::Auto,
             redirect_peer: true,
+            xdp: XdpFront::Off,
             socket_lb: SocketLb::Off,
             socket_lb_cgroup: None,
             node_port_addresses: Vec::new(),

@@ -303,6 +303,7 @@ fn network_config(config: &Config, addresses: &[IpAddr]) -> NetworkConfig {
     network.vxlan_port = config.vxlan_port;
     network.cluster_ranges.clone_from(&config.cluster_ranges);
     network.service_ranges.clone_from(&config.service_ranges);
+    network.xdp = config.xdp;
     network.socket_lb = config.socket_lb;
     network.socket_lb_cgroup = match &config.socket_lb_cgroup {
         Some(cgroup) => Some(cgroup.clone()),

@@ -38,6 +38,14 @@ fn sockets_are_balanced_as_the_option_says() {
 }
 
 #[test]
+fn the_front_door_is_where_the_option_says() {
+    let mode = |arguments: &[&str]| parse(arguments).map(|config| config.xdp);
+    assert_eq!(mode(&[]).unwrap(), XdpFront::Off);
+    assert_eq!(mode(&["--xdp", "native"]).unwrap(), XdpFront::Native);
+    assert!(mode(&["--xdp", "yes"]).is_err());
+}
+
+#[test]
 fn log_limits_are_the_kubelets_unless_said_otherwise() {
     let limits = |arguments: &[&str]| parse(arguments).map(|config| config.container_logs);
     assert_eq!(limits(&[]).unwrap(), LogLimits::default());

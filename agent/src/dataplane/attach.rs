@@ -16,7 +16,7 @@ use tholepin_ebpf_abi::names;
 
 use super::features::Features;
 use super::loader::{LoadError, Programs};
-use super::pin::PinDirectory;
+use super::pin::{PinDirectory, PinError};
 
 /// Filters of ours on a clsact qdisc.
 const PRIORITY: u16 = 1;
@@ -48,6 +48,8 @@ pub enum AttachError {
     },
     #[error("failed to remove the pin {}", path.display())]
     Unpin { path: PathBuf, source: io::Error },
+    #[error("failed to look for pinned links")]
+    Pins { source: PinError },
     #[error(transparent)]
     Load(#[from] LoadError),
 }

@@ -1,6 +1,6 @@
 //! Loads the object: programs specialised by globals, on maps pinned by name.
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::net::IpAddr;
 use tholepin_ebpf_abi::{Address, globals, names};
@@ -33,6 +33,7 @@ pub struct NodeConstants {
     pub host_ifindex: u32,
     pub overlay_ifindex: u32,
     pub overlay_mtu: u32,
+    pub overlay_port: u16,
 }
 
 /// Loaded programs. Dropping it detaches nothing: every link is pinned or forgotten at once.
@@ -52,6 +53,7 @@ impl Programs {
         let (gateway_v4, gateway_v6) = (address(node.gateway_v4), address(node.gateway_v6));
         let (node_v4, node_v6) = (address(node.node_v4), address(node.node_v6));
         let redirect_peer = u32::from(features.redirect_peer);
+        let overlay_port = u32::from(node.overlay_port);
         let csum_ipv6 = u32::from(features.csum_ipv6);
         let mut loader = EbpfLoader::new();
         loader
@@ -61,6 +63,7 @@ impl Programs {
             .override_global(globals::NODE_V6, &node_v6, true)
             .override_global(globals::HOST_IFINDEX, &node.host_ifindex, true)
             .override_global(globals::OVERLAY_IFINDEX, &node.overlay_ifindex, true)
+            .override_global(globals::OVERLAY_PORT, &overlay_port, true)
             .override_global(globals::OVERLAY_MTU, &node.overlay_mtu, true)
             .override_global(globals::REDIRECT_PEER, &redirect_peer, true)
             .override_global(globals::CSUM_IPV6, &csum_ipv6, true);
@@ -73,7 +76,7 @@ impl Programs {
         let mut programs = Self { ebpf };
         for name in names::PROGRAMS {
             let program = programs.get(name)?;
-            program.load().map_err(|source| LoadError::Program {
+            patiently(|| program.load()).map_err(|source| LoadError::Program {
                 program: name,
                 source,
             })?;
@@ -107,8 +110,37 @@ impl Programs {
             .try_into()
             .map_err(failed)?;
         if program.fd().is_err() {
-            program.load().map_err(failed)?;
+            patiently(|| program.load()).map_err(failed)?;
         }
         Ok(program)
     }
+
+    /// The front door, loaded when it is first asked for.
+    pub fn xdp(&mut self) -> Result<&mut Xdp, LoadError> {
+        let program = names::XDP_FRONT;
+        let failed = |source| LoadError::Program { program, source };
+        let xdp: &mut Xdp = self
+            .ebpf
+            .program_mut(program)
+            .ok_or(LoadError::MissingProgram { program })?
+            .try_into()
+            .map_err(failed)?;
+        if xdp.fd().is_err() {
+            patiently(|| xdp.load()).map_err(failed)?;
+        }
+        Ok(xdp)
+    }
+}
+
+/// Loads again while the verifier is interrupted: it gives up when the thread has a signal to see to.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    load()
 }

@@ -95,6 +95,7 @@ impl NodeNetwork {
             host_ifindex: host.index,
             overlay_ifindex: overlay.index,
             overlay_mtu: mtu,
+            overlay_port: config.vxlan_port,
         };
         let mut programs = Programs::load(&pins, features, &node)?;
         for (program, device) in [(HOST_EGRESS, HOST_DEVICE), (OVERLAY_IN, OVERLAY_DEVICE)] {

@@ -8,7 +8,8 @@ use crate::dataplane::NetworkConfig;
 use crate::dataplane::features::Features;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::pin::PinDirectory;
-use crate::dataplane::{attach, chain};
+use crate::dataplane::{attach, chain, xdp};
+use crate::netlink::link::Link;
 use crate::netlink::{Netlink, NetlinkError};
 
 use super::node::SetupError;
@@ -22,7 +23,8 @@ pub(super) async fn ensure_attached(
     features: Features,
     config: &NetworkConfig,
 ) -> Result<(), SetupError> {
-    let interfaces = interfaces(netlink, &config.node_addresses).await?;
+    let links = interfaces(netlink, &config.node_addresses).await?;
+    let interfaces: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
     for interface in &interfaces {
         attach::ensure_attached(programs, pins, features, UNDERLAY_IN, interface)?;
     }
@@ -37,13 +39,25 @@ pub(super) async fn ensure_attached(
             attach::forget(pins, UNDERLAY_IN, &interface)?;
         }
     }
+    for link in &links {
+        // TC does the same work, only slower.
+        if let Err(error) = xdp::ensure_attached(programs, pins, config.xdp, link) {
+            let error = chain(&error);
+            tracing::warn!(
+                interface = link.name,
+                error,
+                "no XDP: TC does all of the work"
+            );
+        }
+    }
+    xdp::detach_others(pins, &interfaces)?;
     Ok(())
 }
 
 /// The interfaces that have one of the node's addresses. An address that is on none degrades what
 /// would be sent from it, no more.
-async fn interfaces(netlink: &Netlink, addresses: &[IpAddr]) -> Result<Vec<String>, SetupError> {
-    let mut names = Vec::new();
+async fn interfaces(netlink: &Netlink, addresses: &[IpAddr]) -> Result<Vec<Link>, SetupError> {
+    let mut found: Vec<Link> = Vec::new();
     for address in addresses {
         let link = match netlink.link_of_address(*address).await {
             Ok(link) => link,
@@ -65,9 +79,9 @@ async fn interfaces(netlink: &Netlink, addresses: &[IpAddr]) -> Result<Vec<Strin
             );
             continue;
         }
-        if !names.contains(&link.name) {
-            names.push(link.name);
+        if !found.iter().any(|other| other.index == link.index) {
+            found.push(link);
         }
     }
-    Ok(names)
+    Ok(found)
 }

@@ -123,6 +123,11 @@ pub const FLOW_DIRECT: u32 = 1 << 7;
 /// The flow came through the overlay as its client sent it, by a node that is no end of it; the
 /// answers go straight to the client (direct server return).
 pub const FLOW_DSR: u32 = 1 << 8;
+/// The client is outside of the cluster, and its answers leave by the node's routes.
+pub const FLOW_EXTERNAL: u32 = 1 << 10;
+/// The packets of the client are handed to the backend's node as they are, which answers the client
+/// itself. There is no reply half: no answer comes this way.
+pub const FLOW_HANDED: u32 = 1 << 11;
 /// The client is this node itself, by an address that does not show it: policies leave it alone.
 pub const FLOW_FROM_NODE: u32 = 1 << 9;
 /// What is said of a flow as a whole, and so in both halves.

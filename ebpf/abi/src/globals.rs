@@ -18,6 +18,8 @@ pub const HOST_IFINDEX: &str = "HOST_IFINDEX";
 pub const OVERLAY_IFINDEX: &str = "OVERLAY_IFINDEX";
 /// `u32`: VXLAN network identifier.
 pub const VNI: &str = "VNI";
+/// `u32`: the overlay's UDP port in host order; 0 means that nothing is known of it.
+pub const OVERLAY_PORT: &str = "OVERLAY_PORT";
 /// `u32`: largest IP packet the overlay carries; 0 leaves the check to the devices.
 pub const OVERLAY_MTU: &str = "OVERLAY_MTU";
 /// `u32` switch, default 1: pods may send from their own addresses only.
@@ -33,3 +35,11 @@ pub const SWITCHES: [&str; 3] = [ENFORCE_SOURCE, REDIRECT_PEER, CSUM_IPV6];
 
 /// Default of [`VNI`].
 pub const DEFAULT_VNI: u32 = 1;
+
+/// The identifier under which a node is handed packets of clients outside, for a Service whose
+/// backend it has (direct server return).
+#[must_use]
+#[inline(always)]
+pub const fn dsr_vni(vni: u32) -> u32 {
+    vni + 1
+}

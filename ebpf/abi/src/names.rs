@@ -81,6 +81,9 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
     SOCKET_RECVMSG[1],
 ];
 
+/// What an underlay interface receives, before there is a socket buffer. Of type `XDP`.
+pub const XDP_FRONT: &str = "xdp_front";
+
 /// Default capacity of `FRONTENDS`.
 pub const FRONTENDS_CAPACITY: usize = 65_536;
 /// Default capacity of `BACKEND_SLOTS`.
@@ -120,7 +123,12 @@ mod tests {
 
     #[test]
     fn names_fit_into_what_the_kernel_keeps() {
-        for name in MAPS.iter().chain(&PROGRAMS).chain(&SOCKET_PROGRAMS) {
+        for name in MAPS
+            .iter()
+            .chain(&PROGRAMS)
+            .chain(&SOCKET_PROGRAMS)
+            .chain([&XDP_FRONT])
+        {
             assert!(name.len() <= 15, "{name}");
         }
     }

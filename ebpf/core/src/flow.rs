@@ -98,6 +98,7 @@ mod tests {
             protocol: TCP,
             flags,
             generation,
+            service_id: 1,
         }
     }
 

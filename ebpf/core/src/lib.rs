@@ -17,6 +17,7 @@ pub mod rewrite;
 pub mod select;
 pub mod socket;
 pub mod verdict;
+pub mod vxlan;
 
 pub use packet::{Fragment, Network, Transport};
 pub use rewrite::Translation;

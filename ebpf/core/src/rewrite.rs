@@ -266,6 +266,7 @@ mod tests {
             protocol: TCP,
             flags: 1,
             generation: 9,
+            service_id: 1,
         })
     }
 
@@ -307,6 +308,7 @@ mod tests {
         fn a_pod_never_sees_its_own_address_as_source(flow in flow(), port: u16) {
             let itself = BackendValue {
                 address: flow.source, port: Be16::new(port), protocol: TCP, flags: 1, generation: 1,
+                service_id: 1,
             };
             let to = Translation::to_backend(&flow, &itself, flow.source);
             prop_assert!(to.source != to.destination || flow.source == flow.destination);

@@ -74,6 +74,7 @@ mod tests {
             protocol: UDP,
             flags,
             generation,
+            service_id: 1,
         }
     }
 

@@ -21,6 +21,7 @@ globals! {
     HOST_IFINDEX: u32 = 0;
     OVERLAY_IFINDEX: u32 = 0;
     VNI: u32 = DEFAULT_VNI;
+    OVERLAY_PORT: u32 = 0;
     OVERLAY_MTU: u32 = 0;
     ENFORCE_SOURCE: u32 = 1;
     REDIRECT_PEER: u32 = 1;

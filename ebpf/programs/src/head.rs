@@ -19,6 +19,12 @@ impl<const LEN: usize> Head<LEN> {
     #[inline(always)]
     pub fn of(skb: &Skb) -> Option<Self> {
         let (start, end) = skb.bounds();
+        Self::within(start, end)
+    }
+
+    /// The head of what is between two addresses, which must be the packet's bounds.
+    #[inline(always)]
+    pub fn within(start: usize, end: usize) -> Option<Self> {
         (start + LEN <= end).then_some(Self { start })
     }
 

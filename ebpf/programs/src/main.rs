@@ -14,6 +14,7 @@ mod balance;
 mod conntrack;
 mod deliver;
 mod fast;
+mod frame;
 mod globals;
 mod head;
 mod lookup;
@@ -30,6 +31,7 @@ mod skb;
 mod sock;
 mod sock_addr;
 mod underlay;
+mod xdp;
 
 use aya_ebpf::bindings::__sk_buff;
 use tholepin_ebpf_core::Origin;

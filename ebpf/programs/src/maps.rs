@@ -9,6 +9,7 @@ use tholepin_ebpf_abi::*;
 
 use crate::lpm::LpmTrie;
 use crate::scratch::{Clock, Scratch};
+use crate::xdp::{HOPS, Hop};
 
 #[btf_map]
 pub static FRONTENDS: HashMap<
@@ -65,6 +66,10 @@ pub static SOCKET_NETNS: HashMap<
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();
+
+/// What the front door knows of the ways to backends, see [`Hop`]. Not pinned either.
+#[btf_map]
+pub static XDP_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 
 /// Working memory, see [`Scratch`]. Not pinned: its layout belongs to this object alone.
 #[btf_map]

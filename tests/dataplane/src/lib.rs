@@ -7,6 +7,8 @@
 
 pub mod address_plan;
 pub mod cases;
+mod family;
+pub mod front;
 pub mod model;
 pub mod reference;
 pub mod stage;

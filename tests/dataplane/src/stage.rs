@@ -5,13 +5,14 @@
 //! 172.30.0.11 / fd00:172:30::11, and its routes are those of [`crate::uplink`].
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
+use tholepin_ebpf_abi::globals as global;
 use tholepin_ebpf_abi::names::{self, HOST_MAC, OVERLAY_SOURCE_MAC};
 use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
 use tholepin_ebpf_abi::workload::WORKLOAD_BACKEND;
@@ -19,6 +20,7 @@ use tholepin_ebpf_abi::*;
 use tholepin_ebpf_object::OBJECT;
 use tholepin_harness::skip;
 
+pub use crate::family::in_v6;
 use crate::wire::{Packet, end};
 
 /// A hook a packet enters by.
@@ -53,6 +55,8 @@ pub const IFINDEX: u32 = 1;
 /// An interface that is not the one packets come from.
 pub const OTHER_IFINDEX: u32 = 77;
 pub const OVERLAY_MTU: u32 = 1450;
+/// UDP port of the overlay.
+pub const OVERLAY_PORT: u32 = 8472;
 const GATEWAYS: [&str; 2] = ["10.244.1.1", "fd00:10:244:1::1"];
 const PODS: [u8; 3] = [2, 3, 7];
 /// The node's addresses in the underlay.
@@ -110,7 +114,7 @@ pub enum Outcome {
 /// A loaded dataplane.
 #[derive(Debug)]
 pub struct Stage {
-    ebpf: Ebpf,
+    pub(crate) ebpf: Ebpf,
     next_id: u32,
     next_slot: u32,
 }
@@ -139,32 +143,17 @@ impl Stage {
         let overlay_ifindex = if globals.overlay { IFINDEX } else { 0 };
         let mut loader = EbpfLoader::new();
         loader
-            .override_global(tholepin_ebpf_abi::globals::GATEWAY_V4, &v4, true)
-            .override_global(tholepin_ebpf_abi::globals::GATEWAY_V6, &v6, true)
-            .override_global(tholepin_ebpf_abi::globals::NODE_V4, &node_v4, true)
-            .override_global(tholepin_ebpf_abi::globals::NODE_V6, &node_v6, true)
-            .override_global(tholepin_ebpf_abi::globals::HOST_IFINDEX, &IFINDEX, true)
-            .override_global(
-                tholepin_ebpf_abi::globals::OVERLAY_IFINDEX,
-                &overlay_ifindex,
-                true,
-            )
-            .override_global(tholepin_ebpf_abi::globals::OVERLAY_MTU, &globals.mtu, true)
-            .override_global(
-                tholepin_ebpf_abi::globals::ENFORCE_SOURCE,
-                &globals.enforce_source,
-                true,
-            )
-            .override_global(
-                tholepin_ebpf_abi::globals::REDIRECT_PEER,
-                &globals.redirect_peer,
-                true,
-            )
-            .override_global(
-                tholepin_ebpf_abi::globals::CSUM_IPV6,
-                &globals.csum_ipv6,
-                true,
-            );
+            .override_global(global::GATEWAY_V4, &v4, true)
+            .override_global(global::GATEWAY_V6, &v6, true)
+            .override_global(global::NODE_V4, &node_v4, true)
+            .override_global(global::NODE_V6, &node_v6, true)
+            .override_global(global::HOST_IFINDEX, &IFINDEX, true)
+            .override_global(global::OVERLAY_IFINDEX, &overlay_ifindex, true)
+            .override_global(global::OVERLAY_PORT, &OVERLAY_PORT, true)
+            .override_global(global::OVERLAY_MTU, &globals.mtu, true)
+            .override_global(global::ENFORCE_SOURCE, &globals.enforce_source, true)
+            .override_global(global::REDIRECT_PEER, &globals.redirect_peer, true)
+            .override_global(global::CSUM_IPV6, &globals.csum_ipv6, true);
         for map in [
             names::FRONTENDS,
             names::BACKEND_SLOTS,
@@ -182,7 +171,7 @@ impl Stage {
             next_slot: 0,
         };
         for hook in Hook::ALL {
-            stage.program(hook).load()?;
+            patiently(|| stage.program(hook).load())?;
         }
         for last in PODS {
             stage.workload(&format!("10.244.1.{last}"), IFINDEX, last);
@@ -586,46 +575,14 @@ fn flow_key(packet: &Packet) -> FlowKey {
     }
 }
 
-/// The same host in the other family: `10.244.1.7` and `fd00:10:244:1::7`.
-pub fn in_v6(text: &str) -> String {
-    let mut out = String::new();
-    for (index, word) in text.split(' ').enumerate() {
-        if index > 0 {
-            out.push(' ');
+/// Loads again while the verifier is interrupted: it gives up when the thread has a signal to see to.
+pub fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 0..4 {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => return other,
         }
-        let (word, mark) = word
-            .strip_suffix(';')
-            .map_or((word, ""), |word| (word, ";"));
-        let (at, rest) = word
-            .split_once('/')
-            .map_or((word, None), |(at, p)| (at, Some(p)));
-        match at.parse::<SocketAddr>() {
-            Ok(SocketAddr::V4(v4)) => {
-                out += &format!("[{}]:{}", mapped(v4.ip().octets()), v4.port());
-            }
-            _ => match at.parse::<std::net::Ipv4Addr>() {
-                Ok(v4) => out += &mapped(v4.octets()).to_string(),
-                Err(_) => out += at,
-            },
-        }
-        if let Some(rest) = rest {
-            out += &format!("/{rest}");
-        }
-        out += mark;
     }
-    out
-}
-
-fn mapped([a, b, c, d]: [u8; 4]) -> Ipv6Addr {
-    let decimal = |byte: u8| u16::from_str_radix(&byte.to_string(), 16).expect("decimal digits");
-    Ipv6Addr::new(
-        0xfd00,
-        decimal(a),
-        decimal(b),
-        decimal(c),
-        0,
-        0,
-        0,
-        decimal(d),
-    )
+    load()
 }
