@@ -106,6 +106,10 @@ pub struct RawConfig {
     /// UDP port of the overlay between nodes [default: 8472]
     #[arg(long, env = "THOLEPIN_VXLAN_PORT", value_name = "PORT")]
     pub vxlan_port: Option<u16>,
+    /// Flows the dataplane can track, two entries for each; beyond that the longest unused are
+    /// forgotten. Kept by a running node until its maps are removed [default: 65536]
+    #[arg(long, env = "THOLEPIN_CONNTRACK_ENTRIES", value_name = "NUMBER")]
+    pub conntrack_entries: Option<u32>,
     /// Pod ranges of the cluster [default: 10.244.0.0/16,fd00:10:244::/56]
     #[arg(
         long,
@@ -197,6 +201,7 @@ pub struct Config {
     pub kubelet_api: Option<KubeletApiConfig>,
     pub healthz_port: u16,
     pub vxlan_port: u16,
+    pub conntrack_entries: u32,
     pub cluster_ranges: Vec<IpNet>,
     pub service_ranges: Vec<IpNet>,
     pub plain_http_registries: Vec<String>,
@@ -287,6 +292,7 @@ impl RawConfig {
             authorized_client_name: self.authorized_client_name.or(other.authorized_client_name),
             healthz_port: self.healthz_port.or(other.healthz_port),
             vxlan_port: self.vxlan_port.or(other.vxlan_port),
+            conntrack_entries: self.conntrack_entries.or(other.conntrack_entries),
             cluster_cidr: first(self.cluster_cidr, other.cluster_cidr),
             service_cluster_ip_range: first(
                 self.service_cluster_ip_range,
@@ -354,6 +360,7 @@ impl TryFrom<RawConfig> for Config {
             socket_lb_cgroup: raw.socket_lb_cgroup.clone(),
             healthz_port: raw.healthz_port.unwrap_or(10248),
             vxlan_port: raw.vxlan_port.unwrap_or(8472),
+            conntrack_entries: conntrack_entries(raw.conntrack_entries)?,
             cluster_ranges: ranges(
                 "cluster-cidr",
                 &raw.cluster_cidr,
@@ -377,6 +384,20 @@ impl TryFrom<RawConfig> for Config {
             cgroup_parent,
             port,
         })
+    }
+}
+
+fn conntrack_entries(given: Option<u32>) -> Result<u32, ConfigError> {
+    const DEFAULT: u32 = tholepin_ebpf_abi::names::CONNTRACK_CAPACITY as u32;
+    /// Fewer would be evicted before they are used; more is more than 2 GiB.
+    const RANGE: std::ops::RangeInclusive<u32> = 1024..=1 << 24;
+    match given.unwrap_or(DEFAULT) {
+        entries if RANGE.contains(&entries) => Ok(entries),
+        entries => Err(ConfigError::Value {
+            option: "conntrack-entries",
+            value: entries.to_string(),
+            message: format!("must be from {} to {}", RANGE.start(), RANGE.end()),
+        }),
     }
 }
 

@@ -26,6 +26,7 @@ use crate::watch::{endpoint_slices, nodes, services};
 
 pub mod attach;
 mod bpf_link;
+pub mod cleaner;
 pub mod features;
 pub mod loader;
 pub mod maps;
@@ -34,6 +35,7 @@ pub mod readers;
 pub mod socket_lb;
 pub mod xdp;
 
+use cleaner::FlowTable;
 use maps::pod_routes::PodRoutes;
 use maps::workloads::Workloads;
 use pin::PinDirectory;
@@ -65,6 +67,8 @@ pub struct NetworkConfig {
     /// `agent.sock` and the CNI deletion queue live here.
     pub run_dir: PathBuf,
     pub vxlan_port: u16,
+    /// Capacity of `CONNTRACK`: two entries per flow.
+    pub conntrack_entries: u32,
     /// Pod ranges of the whole cluster; the node's own processes reach them through `thp_host`.
     pub cluster_ranges: Vec<IpNet>,
     /// Service ranges; the node's own processes reach them through `thp_host`.
@@ -102,6 +106,7 @@ impl NetworkConfig {
             state_dir,
             run_dir,
             vxlan_port: 8472,
+            conntrack_entries: tholepin_ebpf_abi::names::CONNTRACK_CAPACITY as u32,
             cluster_ranges: vec![range("10.244.0.0/16"), range("fd00:10:244::/56")],
             service_ranges: vec![range("10.96.0.0/16"), range("fd00:10:96::/112")],
             attach_mode: AttachMode::Auto,
@@ -133,6 +138,8 @@ pub struct NetworkHandle {
     pub status: watch::Receiver<NetworkStatus>,
     /// Services that are not programmed as desired, and why.
     pub services: watch::Receiver<ServicesStatus>,
+    /// What the table of tracked flows holds, as of the last walk through it.
+    pub flows: watch::Receiver<FlowTable>,
     /// Ends when the token is cancelled. Traffic and pods stay as they are.
     pub tasks: JoinSet<()>,
 }
@@ -184,8 +191,13 @@ pub fn start_with(
     let mut tasks = JoinSet::new();
     let runtime = tokio::runtime::Handle::current();
     let workloads = Workloads::default();
-    let (owner, pod_network, status) =
-        NetworkTask::new(config.clone(), desired.clone(), workloads.clone());
+    let (flows_sender, flows) = watch::channel(FlowTable::default());
+    let (owner, pod_network, status) = NetworkTask::new(
+        config.clone(),
+        desired.clone(),
+        workloads.clone(),
+        flows_sender,
+    );
     // Owner and reconcilers make blocking system calls, so each has a thread of its own.
     tasks.spawn_blocking({
         let (runtime, cancel) = (runtime.clone(), cancel.clone());
@@ -218,6 +230,7 @@ pub fn start_with(
         pod_network: Arc::new(pod_network),
         status,
         services,
+        flows,
         tasks,
     }
 }

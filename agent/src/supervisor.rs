@@ -301,6 +301,7 @@ fn network_config(config: &Config, addresses: &[IpAddr]) -> NetworkConfig {
         config.run_dir.clone(),
     );
     network.vxlan_port = config.vxlan_port;
+    network.conntrack_entries = config.conntrack_entries;
     network.cluster_ranges.clone_from(&config.cluster_ranges);
     network.service_ranges.clone_from(&config.service_ranges);
     network.xdp = config.xdp;

@@ -118,3 +118,20 @@ fn flags_win_over_the_file() {
         Err(ConfigError::ParseFile { .. })
     ));
 }
+
+#[test]
+fn room_for_flows_is_bounded() {
+    let entries = |arguments: &[&str]| parse(arguments).map(|config| config.conntrack_entries);
+    assert_eq!(entries(&[]).unwrap(), 65_536);
+    assert_eq!(
+        entries(&["--conntrack-entries", "1000000"]).unwrap(),
+        1_000_000
+    );
+    let error = entries(&["--conntrack-entries", "10"])
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "--conntrack-entries \"10\": must be from 1024 to 16777216"
+    );
+}

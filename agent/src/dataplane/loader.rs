@@ -1,5 +1,6 @@
 //! Loads the object: programs specialised by globals, on maps pinned by name.
 
+use aya::maps::Map;
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::net::IpAddr;
@@ -34,6 +35,8 @@ pub struct NodeConstants {
     pub overlay_ifindex: u32,
     pub overlay_mtu: u32,
     pub overlay_port: u16,
+    /// Capacity of `CONNTRACK`, where it is not there yet.
+    pub conntrack_entries: u32,
 }
 
 /// Loaded programs. Dropping it detaches nothing: every link is pinned or forgotten at once.
@@ -67,6 +70,7 @@ impl Programs {
             .override_global(globals::OVERLAY_MTU, &node.overlay_mtu, true)
             .override_global(globals::REDIRECT_PEER, &redirect_peer, true)
             .override_global(globals::CSUM_IPV6, &csum_ipv6, true);
+        loader.map_max_entries(names::CONNTRACK, node.conntrack_entries);
         for name in names::MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -94,6 +98,12 @@ impl Programs {
                 program: name,
                 source,
             })
+    }
+
+    /// A map that is not pinned.
+    #[must_use]
+    pub fn map(&self, name: &str) -> Option<&Map> {
+        self.ebpf.map(name)
     }
 
     /// A program for sockets, loaded when it is first asked for: kernels and configurations that do

@@ -210,7 +210,12 @@ impl PinDirectory {
             max_entries: info.max_entries(),
             flags: info.map_flags(),
         };
-        let expected = expected_layout(name).expect("every name of `MAPS` has a layout");
+        let mut expected = expected_layout(name).expect("every name of `MAPS` has a layout");
+        if name == names::CONNTRACK {
+            // How many flows there is room for is the operator's choice, at the time of the first start:
+            // to change it under running flows would forget them.
+            expected.max_entries = found.max_entries;
+        }
         if found == expected {
             return Ok(());
         }

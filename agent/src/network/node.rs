@@ -11,6 +11,7 @@ use tholepin_ebpf_abi::names::{HOST_EGRESS, HOST_MAC, OVERLAY_IN, POD_EGRESS};
 
 use crate::dataplane::NetworkConfig;
 use crate::dataplane::attach::{self, AttachError};
+use crate::dataplane::cleaner::{self, CleanError, FlowTable};
 use crate::dataplane::features::Features;
 use crate::dataplane::loader::{LoadError, NodeConstants, Programs};
 use crate::dataplane::maps::MapAccessError;
@@ -96,6 +97,7 @@ impl NodeNetwork {
             overlay_ifindex: overlay.index,
             overlay_mtu: mtu,
             overlay_port: config.vxlan_port,
+            conntrack_entries: config.conntrack_entries,
         };
         let mut programs = Programs::load(&pins, features, &node)?;
         for (program, device) in [(HOST_EGRESS, HOST_DEVICE), (OVERLAY_IN, OVERLAY_DEVICE)] {
@@ -133,6 +135,11 @@ impl NodeNetwork {
         network.enter_sockets();
         network.attach_to_sockets(config);
         Ok(network)
+    }
+
+    /// Removes flows that are over; what is left.
+    pub(super) fn clean_flows(&mut self) -> Result<FlowTable, CleanError> {
+        cleaner::clean(&mut self.programs, &self.pins)
     }
 
     /// Puts this agent's programs on the pods that are there, and removes what belongs to no lease.

@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use tholepin_model::desired::Desired;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane::cleaner::{self, FlowTable};
 use crate::dataplane::maps::workloads::Workloads;
 use crate::dataplane::{NetworkConfig, NetworkStatus, chain};
 use crate::ipam::{Owner, write_durably};
@@ -101,6 +103,7 @@ pub(crate) struct NetworkTask {
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<NetworkStatus>,
     workloads: Workloads,
+    flows: watch::Sender<FlowTable>,
 }
 
 /// How long a failed start-up waits before the next attempt.
@@ -111,6 +114,7 @@ impl NetworkTask {
         config: NetworkConfig,
         desired: watch::Receiver<Desired>,
         workloads: Workloads,
+        flows: watch::Sender<FlowTable>,
     ) -> (Self, OwnerHandle, watch::Receiver<NetworkStatus>) {
         let reason = "waiting for this node's pod ranges (spec.podCIDRs)".to_owned();
         let (status_sender, status) = watch::channel(NetworkStatus::Starting { reason });
@@ -121,6 +125,7 @@ impl NetworkTask {
             commands,
             status: status_sender,
             workloads,
+            flows,
         };
         let handle = OwnerHandle {
             commands: sender,
@@ -230,12 +235,19 @@ impl NetworkTask {
         ranges: &[IpNet],
         cancel: &CancellationToken,
     ) {
+        let mut cleaning = tokio::time::interval(cleaner::PERIOD);
+        cleaning.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 command = self.commands.recv() => match command {
                     Some(command) => command.execute(&mut network).await,
                     None => return cancel.cancelled().await,
+                },
+                _ = cleaning.tick() => match network.clean_flows() {
+                    Ok(table) => drop(self.flows.send_replace(table)),
+                    // The table evicts by itself when it is full.
+                    Err(error) => tracing::warn!(error = chain(&error), "flows were not cleaned"),
                 },
                 Ok(()) = self.desired.changed() => {
                     let name = &self.config.node_name;

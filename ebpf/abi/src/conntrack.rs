@@ -142,6 +142,8 @@ pub const fn ticks(seconds: u64) -> u32 {
     ((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as u32
 }
 
+/// No flow is over that has been idle for less.
+pub const SHORTEST_IDLE: u32 = ticks(120);
 /// A UDP flow idle for longer is a new flow, as with the kernel's own connection tracking.
 pub const UDP_IDLE: u32 = ticks(120);
 /// A TCP flow that never got past its SYN is dead after this.

@@ -29,6 +29,9 @@ pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 /// `PERCPU_ARRAY`, [`crate::DropReason`] code to a packet count (`u64`).
 pub const DROPS: &str = "DROPS";
 
+/// `ARRAY` of one [`crate::FlowStats`]. Not pinned: it belongs to the [`CLEANER`] that fills it.
+pub const FLOW_STATS: &str = "FLOW_STATS";
+
 /// Every pinned map.
 pub const MAPS: [&str; 14] = [
     FRONTENDS,
@@ -57,8 +60,11 @@ pub const OVERLAY_IN: &str = "overlay_in";
 /// Ingress hook of an underlay interface: answers to what left the pod network.
 pub const UNDERLAY_IN: &str = "underlay_in";
 
+/// No hook: walks through `CONNTRACK` and removes flows that are over. The agent runs it.
+pub const CLEANER: &str = "cleaner";
+
 /// Every program of type `SCHED_CLS`.
-pub const PROGRAMS: [&str; 4] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN];
+pub const PROGRAMS: [&str; 5] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN, CLEANER];
 
 /// Service load balancing at the socket: what `connect` is told, in both families.
 pub const SOCKET_CONNECT: [&str; 2] = ["sock_connect4", "sock_connect6"];
@@ -90,8 +96,9 @@ pub const FRONTENDS_CAPACITY: usize = 65_536;
 pub const BACKEND_SLOTS_CAPACITY: usize = 262_144;
 /// Default capacity of `BACKENDS`.
 pub const BACKENDS_CAPACITY: usize = 131_072;
-/// Default capacity of `CONNTRACK`: two entries per translated flow.
-pub const CONNTRACK_CAPACITY: usize = 262_144;
+/// Default capacity of `CONNTRACK`: two entries per flow. The kernel takes the memory for all of them
+/// at once, 176 bytes each.
+pub const CONNTRACK_CAPACITY: usize = 65_536;
 /// Capacity of `WORKLOADS`: both families' host parts.
 pub const WORKLOADS_CAPACITY: usize = 2 * crate::workload::WORKLOAD_HOSTS as usize;
 /// Default capacity of `POD_ROUTES`: two families of a few thousand nodes.

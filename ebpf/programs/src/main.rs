@@ -11,6 +11,7 @@
 )]
 
 mod balance;
+mod clean;
 mod conntrack;
 mod deliver;
 mod fast;
@@ -72,6 +73,18 @@ hooks! {
 /// Ingress of the node's interface to the other nodes: answers to what left the pod network.
 pub extern "C" fn underlay_in(context: *mut __sk_buff) -> i32 {
     underlay::run(&Skb::new(context))
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the loader finds programs by section and symbol"
+)]
+// SAFETY: no other symbol has the name, and the section is for programs of this type.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+/// On no interface: the agent runs it to remove flows that are over.
+pub extern "C" fn cleaner(_context: *mut __sk_buff) -> i32 {
+    clean::run()
 }
 
 #[expect(unsafe_code, reason = "the kernel reads the licence from this section")]

@@ -67,6 +67,9 @@ pub static SOCKET_NETNS: HashMap<
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();
 
+#[btf_map]
+pub static FLOW_STATS: Array<FlowStats, 1> = Array::new();
+
 /// What the front door knows of the ways to backends, see [`Hop`]. Not pinned either.
 #[btf_map]
 pub static XDP_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();

@@ -173,6 +173,7 @@ impl Stage {
         for hook in Hook::ALL {
             patiently(|| stage.program(hook).load())?;
         }
+        stage.cleaner().load()?;
         for last in PODS {
             stage.workload(&format!("10.244.1.{last}"), IFINDEX, last);
             stage.workload(&format!("fd00:10:244:1::{last}"), IFINDEX, last);
@@ -408,6 +409,26 @@ impl Stage {
             .expect("the kernel runs the program");
         out.truncate(result.data_size_out as usize);
         outcome(result.return_value, &out)
+    }
+
+    /// Lets the cleaner walk through the flows, and returns what it counted.
+    pub fn clean(&mut self) -> FlowStats {
+        let options = TestRunOptions {
+            data_in: Some(&[0; 14]),
+            ..TestRunOptions::default()
+        };
+        self.cleaner()
+            .test_run(options)
+            .expect("the kernel runs the program");
+        let map = self.ebpf.map(names::FLOW_STATS).expect("the cleaner's map");
+        let stats: Array<_, FlowStats> = map.try_into().expect("an array");
+        stats.get(&0, 0).expect("one element")
+    }
+
+    fn cleaner(&mut self) -> &mut SchedClassifier {
+        let program = self.ebpf.program_mut(names::CLEANER);
+        let program = program.expect("the object has the cleaner");
+        program.try_into().expect("it is of the hooks' type")
     }
 
     /// Packets dropped for a reason.

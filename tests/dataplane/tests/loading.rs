@@ -135,6 +135,6 @@ fn the_object_s_btf_shows_the_layouts_of_the_abi() {
     compare! {
         FrontendKey FrontendValue SlotValue BackendValue FlowKey ConntrackEntry
         WorkloadValue RouteKey RouteValue FragmentKey FragmentValue
-        SocketNetnsKey SocketNetnsValue SocketValue
+        SocketNetnsKey SocketNetnsValue SocketValue FlowStats
     }
 }

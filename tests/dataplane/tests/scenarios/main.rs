@@ -1,6 +1,7 @@
 //! A packet's life, hook by hook, in both families.
 
 mod answers;
+mod cleaning;
 mod flows;
 mod forwarding;
 mod outside;
