@@ -2,11 +2,15 @@
 //!
 //! It is attached for real, because only then the kernel lets a test say that a packet came by it.
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
+use nix::time::{ClockId, clock_gettime};
+use tholepin_ebpf_abi::conntrack::TICK_SHIFT;
 use tholepin_ebpf_abi::names::{HOST_MAC, OVERLAY_SOURCE_MAC, XDP_FRONT};
+use tholepin_ebpf_abi::{Be16, ConntrackEntry};
 
 use crate::stage::{Stage, frame, patiently};
 use crate::wire::Packet;
@@ -18,6 +22,35 @@ const XDP_TX: u32 = 3;
 const NODE_MAC: &str = "02:00:00:00:1e:0b";
 const OTHER_MAC: &str = "02:00:00:00:1e:0c";
 const OTHER: &str = "172.30.0.12";
+
+/// The backend of [`entry`].
+pub const BACKEND_ID: u32 = 5;
+
+/// The clock of the entries.
+#[must_use]
+pub fn tick() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    let nanoseconds = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
+    (nanoseconds >> TICK_SHIFT) as u32
+}
+
+/// The client's half of a flow that becomes one from `source` to `destination`, not seen yet.
+#[must_use]
+pub fn entry(source: SocketAddr, destination: SocketAddr, flags: u32) -> ConntrackEntry {
+    ConntrackEntry {
+        last_seen: 0,
+        policy_generation: 0,
+        source: source.ip().into(),
+        destination: destination.ip().into(),
+        source_port: Be16::new(source.port()),
+        destination_port: Be16::new(destination.port()),
+        service_id: 3,
+        backend_id: BACKEND_ID,
+        backend_generation: 1,
+        ifindex: 0,
+        flags,
+    }
+}
 
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +134,27 @@ impl FrontStage {
         program(&mut self.stage)
             .test_run(options)
             .expect("the kernel runs the program");
+    }
+
+    /// Mean nanoseconds of `runs` runs with a packet of an established flow, whose entry is `entry`.
+    /// Statistics must be on.
+    pub fn cost(&mut self, packet: &Packet, entry: ConntrackEntry, runs: u32) -> f64 {
+        let bytes = frame(packet);
+        loop {
+            let last_seen = tick();
+            let entry = ConntrackEntry { last_seen, ..entry };
+            self.stage.set_entry(packet, entry);
+            self.run_blind(&bytes);
+            let (time, count) = self.run_stats();
+            for _ in 0..runs {
+                self.run_blind(&bytes);
+            }
+            let (time_after, count_after) = self.run_stats();
+            // The first packet of another tick goes the long way.
+            if tick() == last_seen {
+                return (time_after - time) as f64 / (count_after - count).max(1) as f64;
+            }
+        }
     }
 
     /// Total nanoseconds and runs, counted while statistics are on.

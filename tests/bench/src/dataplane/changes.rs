@@ -235,6 +235,7 @@ fn nowhere() -> NodeConstants {
         host_ifindex: 0,
         overlay_ifindex: 0,
         overlay_mtu: 1450,
+        overlay_port: 8472,
     }
 }
 

@@ -10,7 +10,7 @@ use super::empty::EmptyProgram;
 use crate::rows::{Bar, Row};
 use crate::stats::Summary;
 
-const SECTION: &str = "Programs, by BPF_PROG_TEST_RUN and run-time statistics";
+pub(crate) const SECTION: &str = "Programs, by BPF_PROG_TEST_RUN and run-time statistics";
 /// Runs between two looks at the statistics. A new flow takes two of the test map's 1,024 entries.
 const BATCH: u16 = 200;
 
