@@ -170,8 +170,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut sandbox = Sandbox::new(&options.toolbox)?;
     if plan.has(Part::Programs) {
         progress("programs");
-        rows.extend(programs::rows(plan.pace.rounds * 3)?);
-        rows.extend(front::rows(programs::SECTION, plan.pace.rounds * 3)?);
+        let rounds = plan.pace.rounds * 3;
+        machine::realtime(true);
+        let measured = programs::rows(rounds).and_then(|mut rows| {
+            rows.extend(front::rows(programs::SECTION, rounds)?);
+            Ok(rows)
+        });
+        machine::realtime(false);
+        rows.extend(measured?);
     }
     if plan.has(Part::Cold) || plan.has(Part::Change) {
         for count in &plan.programmed {
@@ -185,7 +191,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 },
                 rounds: plan.pace.rounds.min(5),
             };
-            rows.extend(changes::rows(&sandbox, *count, extent)?);
+            machine::realtime(true);
+            let measured = changes::rows(&sandbox, *count, extent);
+            machine::realtime(false);
+            rows.extend(measured?);
         }
     }
     let measures = plan.measures();
