@@ -4,3 +4,4 @@ mod deviations;
 mod model;
 mod node;
 mod programs;
+mod random;

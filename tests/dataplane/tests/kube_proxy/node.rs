@@ -131,6 +131,15 @@ impl Node {
 
     /// Sends a packet and says what it had become where it left the node's programs.
     pub(crate) fn send(&mut self, packet: &Packet, client: Client) -> Observed {
+        self.send_out(packet, client).0
+    }
+
+    /// The same, with the packet as it then was, if it went anywhere.
+    pub(crate) fn send_out(
+        &mut self,
+        packet: &Packet,
+        client: Client,
+    ) -> (Observed, Option<Packet>) {
         let hook = match client {
             Client::Pod => Hook::PodEgress,
             Client::Node => Hook::HostEgress,
@@ -143,32 +152,53 @@ impl Node {
         {
             outcome = self.stage.run(Hook::HostEgress, packet);
         }
-        self.judge(packet, outcome)
+        (judge(packet, outcome.clone()), forwarded(outcome))
     }
 
-    fn judge(&mut self, packet: &Packet, outcome: Outcome) -> Observed {
-        let out = match outcome {
-            Outcome::Drop => return Observed::Drop,
-            Outcome::PassRaw => return Observed::Untouched,
-            Outcome::Answer(out)
-            | Outcome::Gateway(out)
-            | Outcome::Pass(out)
-            | Outcome::Pod(_, out)
-                if is_refusal(packet, &out) =>
-            {
-                return Observed::Reject;
-            }
-            Outcome::Answer(out) => panic!("{packet} was answered with {out}"),
-            Outcome::Pod(_, out)
-            | Outcome::Overlay(out)
-            | Outcome::Gateway(out)
-            | Outcome::Pass(out) => out,
-        };
-        if out.destination == packet.destination && out.source == packet.source {
-            return Observed::Untouched;
-        }
-        Observed::To(out.destination, out.source.ip() != packet.source.ip())
+    /// Runs a packet through a hook; what it had become, if it went anywhere.
+    pub(crate) fn run(&mut self, hook: Hook, packet: &Packet) -> Option<Packet> {
+        forwarded(self.stage.run(hook, packet))
     }
+
+    /// Whether a pod is of this node.
+    pub(crate) fn is_local(&self, pod: IpAddr) -> bool {
+        match pod {
+            IpAddr::V4(v4) => v4.octets()[2] == 1,
+            IpAddr::V6(v6) => v6.segments()[3] == 1,
+        }
+    }
+}
+
+fn forwarded(outcome: Outcome) -> Option<Packet> {
+    match outcome {
+        Outcome::Pod(_, out) | Outcome::Overlay(out) | Outcome::Gateway(out) => Some(out),
+        Outcome::Pass(out) => Some(out),
+        _ => None,
+    }
+}
+
+fn judge(packet: &Packet, outcome: Outcome) -> Observed {
+    let out = match outcome {
+        Outcome::Drop => return Observed::Drop,
+        Outcome::PassRaw => return Observed::Untouched,
+        Outcome::Answer(out)
+        | Outcome::Gateway(out)
+        | Outcome::Pass(out)
+        | Outcome::Pod(_, out)
+            if is_refusal(packet, &out) =>
+        {
+            return Observed::Reject;
+        }
+        Outcome::Answer(out) => panic!("{packet} was answered with {out}"),
+        Outcome::Pod(_, out)
+        | Outcome::Overlay(out)
+        | Outcome::Gateway(out)
+        | Outcome::Pass(out) => out,
+    };
+    if out.destination == packet.destination && out.source == packet.source {
+        return Observed::Untouched;
+    }
+    Observed::To(out.destination, out.source.ip() != packet.source.ip())
 }
 
 impl Drop for Node {
