@@ -380,6 +380,47 @@ fn services_half_programmed_by_a_killed_agent_lead_to_nobody_else() {
     halfway::kill_while_programming(&mut cluster);
 }
 
+/// The nodes of this test are told of Services on their standard input, so one that is started and told
+/// nothing is one whose API server does not answer.
+#[test]
+fn an_agent_that_starts_without_a_control_plane_leaves_services_as_they_are() {
+    if !privileged() {
+        return;
+    }
+    let mut cluster = two_nodes(AttachMode::Auto);
+    let netns = cluster.pod_netns("a1");
+    let flow = sockets::udp_flow(&netns, socket(WEB6, 80));
+    let backend = flow.ask().unwrap();
+    let stream = sockets::Transfer::tcp(&netns, socket(WEB, 80));
+    cluster.kill_and_restart(0);
+    cluster.kill_and_restart(1);
+    for _ in 0..100 {
+        let new = [
+            tcp_ask(&netns, socket(WEB, 80)),
+            udp_ask(&netns, None, socket(WEB6, 80)),
+        ];
+        for answer in new {
+            let answer = answer.expect("new flows find their Service");
+            assert!(["a2", "b1"].contains(&answer.as_str()), "{answer}");
+        }
+        assert_eq!(
+            flow.ask().unwrap(),
+            backend,
+            "the old flow keeps its backend"
+        );
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    services_without_a_backend_reject(&cluster);
+    // It comes back, and what has changed meanwhile is done.
+    publish(&mut cluster, &["a2"]);
+    assert_eq!(tcp_ask(&netns, socket(WEB, 80)).unwrap(), "a2");
+    let (sent, answered) = stream.finish().unwrap();
+    assert!(
+        sent > 300 && answered == sent,
+        "{sent} sent, {answered} answered"
+    );
+}
+
 #[test]
 fn a_udp_flow_leaves_a_backend_that_stops_serving_at_once() {
     if !privileged() {
