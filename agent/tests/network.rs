@@ -9,6 +9,8 @@
 
 #[path = "network/cluster.rs"]
 mod cluster;
+#[path = "network/front.rs"]
+mod front;
 #[path = "network/halfway.rs"]
 mod halfway;
 #[path = "network/node.rs"]

@@ -87,6 +87,7 @@ impl Cluster {
                 clsact: mode == AttachMode::Clsact,
                 binary: std::env::current_exe().unwrap(),
                 redirect_peer: true,
+                xdp: "off".to_owned(),
                 socket_lb: "off".to_owned(),
                 cgroup: None,
             };
@@ -259,6 +260,11 @@ impl Cluster {
         let process = &mut self.nodes[node].process;
         mode.clone_into(&mut process.socket_lb);
         process.cgroup = Some(cgroup.to_owned());
+    }
+
+    /// Where the node's next process has its front door.
+    pub(crate) fn use_xdp(&mut self, node: usize, mode: &str) {
+        mode.clone_into(&mut self.nodes[node].process.xdp);
     }
 
     /// Names of Services, as they are published next, whose `internalTrafficPolicy` is Local.

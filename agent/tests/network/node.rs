@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tholepin_agent::dataplane::socket_lb::SocketLb;
+use tholepin_agent::dataplane::xdp::XdpFront;
 use tholepin_agent::dataplane::{AttachMode, NetworkConfig, start_with};
 use tholepin_agent::network::{AttachRequest, AttachmentKey};
 use tholepin_agent::watch::changes::ServiceChanges;
@@ -31,6 +32,8 @@ pub(crate) struct NodeProcess {
     /// The program of the agent; an upgrade comes from another file.
     pub(crate) binary: PathBuf,
     pub(crate) redirect_peer: bool,
+    #[serde(default)]
+    pub(crate) xdp: String,
     #[serde(default)]
     pub(crate) socket_lb: String,
     #[serde(default)]
@@ -82,6 +85,7 @@ pub(crate) fn run_if_asked() {
         config.attach_mode = AttachMode::Clsact;
     }
     config.redirect_peer = process.redirect_peer;
+    config.xdp = process.xdp.parse().unwrap_or(XdpFront::Off);
     config.socket_lb = process.socket_lb.parse().unwrap_or(SocketLb::Off);
     config.socket_lb_cgroup = process.cgroup;
     let name = config.node_name.clone();
