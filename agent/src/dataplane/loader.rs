@@ -39,6 +39,23 @@ pub struct NodeConstants {
     pub conntrack_entries: u32,
 }
 
+/// A node without addresses and devices: for programs that are loaded and attached to nothing.
+impl Default for NodeConstants {
+    fn default() -> Self {
+        Self {
+            gateway_v4: None,
+            gateway_v6: None,
+            node_v4: None,
+            node_v6: None,
+            host_ifindex: 0,
+            overlay_ifindex: 0,
+            overlay_mtu: 1450,
+            overlay_port: 8472,
+            conntrack_entries: names::CONNTRACK_CAPACITY as u32,
+        }
+    }
+}
+
 /// Loaded programs. Dropping it detaches nothing: every link is pinned or forgotten at once.
 #[derive(Debug)]
 pub struct Programs {

@@ -131,7 +131,11 @@ struct Running {
 impl Running {
     fn start(pins: &Path, directory: &Path) -> Result<Self> {
         let pins = PinDirectory::prepare(pins)?;
-        let programs = Programs::load(&pins, Features::probe(AttachMode::Auto), &nowhere())?;
+        let programs = Programs::load(
+            &pins,
+            Features::probe(AttachMode::Auto),
+            &NodeConstants::default(),
+        )?;
         let workloads = Workloads::default();
         workloads.open(&pins)?;
         let (sender, written) = mpsc::channel();
@@ -236,20 +240,6 @@ impl Running {
             .block_on(self.ended)
             .context("the reconciler")?;
         std::fs::remove_dir_all(pins).with_context(|| format!("cannot remove {}", pins.display()))
-    }
-}
-
-/// A node without addresses: the programs are loaded for their maps and attached to nothing.
-fn nowhere() -> NodeConstants {
-    NodeConstants {
-        gateway_v4: None,
-        gateway_v6: None,
-        node_v4: None,
-        node_v6: None,
-        host_ifindex: 0,
-        overlay_ifindex: 0,
-        overlay_mtu: 1450,
-        overlay_port: 8472,
     }
 }
 
