@@ -247,7 +247,12 @@ fn resolve(frame: &Frame, backend: &Address) -> Option<Tunnel> {
         prefix_len: 128,
         address: *backend,
     };
-    let endpoint = lookup::pod_route(&key)?.tunnel_endpoint;
+    let route = lookup::pod_route(&key)?;
+    // A route that is not simply a tunnel is TC's.
+    if route.flags != 0 {
+        return None;
+    }
+    let endpoint = route.tunnel_endpoint;
     let (node, port) = (node_v4(), overlay_port());
     if !endpoint.is_v4() || node == Address::UNSPECIFIED || port.be == 0 {
         return None;

@@ -5,7 +5,7 @@ use aya::maps::{Map, MapData};
 use tholepin_ebpf_abi::*;
 use tholepin_ebpf_object::OBJECT;
 use tholepin_harness::skip;
-use tholepin_tests_dataplane::stage::{Globals, stage_with};
+use tholepin_tests_dataplane::stage::{Globals, patiently, stage_with};
 
 #[test]
 fn every_program_passes_the_verifier_with_every_switch() {
@@ -27,7 +27,7 @@ fn every_program_passes_the_verifier_with_every_switch() {
 }
 
 #[test]
-fn every_socket_program_passes_the_verifier() {
+fn the_socket_programs_and_the_front_door_pass_the_verifier() {
     let Some(mut ebpf) = skip::unless(skip::root()).map(|()| small()) else {
         return;
     };
@@ -37,10 +37,14 @@ fn every_socket_program_passes_the_verifier() {
             .unwrap_or_else(|| panic!("no program `{name}`"))
             .try_into()
             .expect("a program for socket addresses");
-        program
-            .load()
-            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        patiently(|| program.load()).unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
+    let front: &mut aya::programs::Xdp = ebpf
+        .program_mut(names::XDP_FRONT)
+        .expect("the object has the program")
+        .try_into()
+        .expect("an XDP program");
+    patiently(|| front.load()).unwrap_or_else(|error| panic!("{error:?}"));
 }
 
 /// The object on maps of its own, which take little memory.
