@@ -7,11 +7,17 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use ipnet::IpNet;
 use serde::Deserialize;
+use tholepin_model::service::Forwarding;
 
 use crate::dataplane::socket_lb::SocketLb;
 use crate::dataplane::xdp::XdpFront;
 use crate::node::eviction::Thresholds;
 use crate::runtime::log_file::LogLimits;
+
+pub mod services;
+mod values;
+
+use values::{mode, node_name, parse_all, ranges};
 
 const DEFAULT_CLIENT_NAME: &str = "kube-apiserver-kubelet-client";
 
@@ -81,6 +87,20 @@ pub struct RawConfig {
     /// Send on NodePort and LoadBalancer traffic in XDP: off, auto, native or generic [default: off]
     #[arg(long, env = "THOLEPIN_XDP", value_name = "MODE")]
     pub xdp: Option<String>,
+    /// Ranges of this node's addresses at which NodePorts are served [default: primary, the node's own]
+    #[arg(
+        long,
+        env = "THOLEPIN_NODEPORT_ADDRESSES",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
+    pub nodeport_addresses: Vec<String>,
+    /// How clients from outside reach backends on other nodes: dsr or snat [default: dsr]
+    #[arg(long, env = "THOLEPIN_EXTERNAL_FORWARDING", value_name = "MODE")]
+    pub external_forwarding: Option<String>,
+    /// Port of the Services' /healthz on all addresses; 0 turns it off [default: 10256]
+    #[arg(long, env = "THOLEPIN_PROXY_HEALTHZ_PORT", value_name = "PORT")]
+    pub proxy_healthz_port: Option<u16>,
     /// Where the kubelet API listens [default: 0.0.0.0]
     #[arg(long, env = "THOLEPIN_ADDRESS", value_name = "IP")]
     pub address: Option<String>,
@@ -194,6 +214,10 @@ pub struct Config {
     pub container_logs: LogLimits,
     pub cgroup_parent: String,
     pub xdp: XdpFront,
+    /// Empty for the node's own addresses.
+    pub node_port_ranges: Vec<IpNet>,
+    pub external_forwarding: Forwarding,
+    pub proxy_healthz_port: u16,
     pub socket_lb: SocketLb,
     /// `None` for the pods' own.
     pub socket_lb_cgroup: Option<PathBuf>,
@@ -282,6 +306,9 @@ impl RawConfig {
             container_log_dir: self.container_log_dir.or(other.container_log_dir),
             cgroup_parent: self.cgroup_parent.or(other.cgroup_parent),
             xdp: self.xdp.or(other.xdp),
+            nodeport_addresses: first(self.nodeport_addresses, other.nodeport_addresses),
+            external_forwarding: self.external_forwarding.or(other.external_forwarding),
+            proxy_healthz_port: self.proxy_healthz_port.or(other.proxy_healthz_port),
             socket_lb: self.socket_lb.or(other.socket_lb),
             socket_lb_cgroup: self.socket_lb_cgroup.or(other.socket_lb_cgroup),
             address: self.address.or(other.address),
@@ -357,6 +384,9 @@ impl TryFrom<RawConfig> for Config {
             kubelet_api: kubelet_api(&raw, port)?,
             xdp: mode("xdp", raw.xdp.as_deref())?,
             socket_lb: mode("socket-lb", raw.socket_lb.as_deref())?,
+            node_port_ranges: services::node_port_ranges(&raw.nodeport_addresses)?,
+            external_forwarding: services::external_forwarding(raw.external_forwarding.as_deref())?,
+            proxy_healthz_port: raw.proxy_healthz_port.unwrap_or(10256),
             socket_lb_cgroup: raw.socket_lb_cgroup.clone(),
             healthz_port: raw.healthz_port.unwrap_or(10248),
             vxlan_port: raw.vxlan_port.unwrap_or(8472),
@@ -402,67 +432,6 @@ fn conntrack_entries(given: Option<u32>) -> Result<u32, ConfigError> {
 }
 
 /// One of a few words, or the first of them.
-fn mode<T>(option: &'static str, given: Option<&str>) -> Result<T, ConfigError>
-where
-    T: std::str::FromStr + Default,
-    T::Err: std::fmt::Display,
-{
-    let Some(given) = given else {
-        return Ok(T::default());
-    };
-    given.parse().map_err(|error: T::Err| ConfigError::Value {
-        option,
-        value: given.to_owned(),
-        message: error.to_string(),
-    })
-}
-
-fn node_name(given: Option<String>) -> Result<String, ConfigError> {
-    let name = match given {
-        Some(name) => name,
-        None => nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .map(|name| name.to_lowercase())
-            .ok_or(ConfigError::NoHostName)?,
-    };
-    let is_valid = !name.is_empty()
-        && name.len() <= 253
-        && name.split('.').all(|label| {
-            !label.is_empty()
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .chars()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-        });
-    if is_valid {
-        Ok(name)
-    } else {
-        Err(ConfigError::NodeName { name })
-    }
-}
-
-fn parse_all<T>(option: &'static str, values: &[String]) -> Result<Vec<T>, ConfigError>
-where
-    T: std::str::FromStr,
-    T::Err: std::fmt::Display,
-{
-    values
-        .iter()
-        .map(|value| {
-            value
-                .trim()
-                .parse()
-                .map_err(|error: T::Err| ConfigError::Value {
-                    option,
-                    value: value.clone(),
-                    message: error.to_string(),
-                })
-        })
-        .collect()
-}
-
 fn container_logs(raw: &RawConfig) -> Result<LogLimits, ConfigError> {
     let mut limits = LogLimits::default();
     if let Some(text) = &raw.container_log_max_size {
@@ -487,18 +456,6 @@ fn container_logs(raw: &RawConfig) -> Result<LogLimits, ConfigError> {
         limits.max_files = files;
     }
     Ok(limits)
-}
-
-fn ranges(
-    option: &'static str,
-    values: &[String],
-    defaults: &[&str],
-) -> Result<Vec<IpNet>, ConfigError> {
-    if values.is_empty() {
-        let defaults: Vec<String> = defaults.iter().map(|text| (*text).to_owned()).collect();
-        return parse_all(option, &defaults);
-    }
-    parse_all(option, values)
 }
 
 fn eviction_hard(list: Option<&str>) -> Result<Thresholds, ConfigError> {

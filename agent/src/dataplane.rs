@@ -15,8 +15,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cni_server::AgentServer;
+use crate::events::Recorder;
 use crate::network::PodNetwork;
 use crate::network::owner::NetworkTask;
+use crate::observe::proxy_metrics::ProxyMetrics;
+use crate::observe::service_health::{self, Health};
 use crate::reconcile::routes::RoutesTask;
 use crate::reconcile::services::{
     Generations, PinnedServiceMaps, Programmer, ServicesStatus, ServicesTask,
@@ -86,6 +89,11 @@ pub struct NetworkConfig {
     pub node_port_addresses: Vec<IpAddr>,
     /// What becomes of clients from outside whose backend is on another node.
     pub external_forwarding: Forwarding,
+    pub proxy_metrics: ProxyMetrics,
+    /// Where problems with Services are told to their authors.
+    pub recorder: Option<Recorder>,
+    /// Port of the Services' `/healthz`; none without one.
+    pub proxy_healthz_port: Option<u16>,
 }
 
 impl NetworkConfig {
@@ -116,6 +124,18 @@ impl NetworkConfig {
             socket_lb_cgroup: None,
             node_port_addresses: Vec::new(),
             external_forwarding: Forwarding::Direct,
+            proxy_metrics: ProxyMetrics::default(),
+            recorder: None,
+            proxy_healthz_port: None,
+        }
+    }
+}
+
+impl NetworkConfig {
+    fn served_node_port_addresses(&self) -> Vec<IpAddr> {
+        match self.node_port_addresses.is_empty() {
+            true => self.node_addresses.clone(),
+            false => self.node_port_addresses.clone(),
         }
     }
 }
@@ -140,6 +160,8 @@ pub struct NetworkHandle {
     pub services: watch::Receiver<ServicesStatus>,
     /// What the table of tracked flows holds, as of the last walk through it.
     pub flows: watch::Receiver<FlowTable>,
+    /// Where the host ports of this node's pods go. Nothing is programmed before they are told.
+    pub service_changes: ServiceChanges,
     /// Ends when the token is cancelled. Traffic and pods stay as they are.
     pub tasks: JoinSet<()>,
 }
@@ -163,8 +185,23 @@ pub fn start(
 ) -> NetworkHandle {
     let (sender, desired) = watch::channel(Desired::default());
     let changes = ServiceChanges::default();
-    changes.change(|changes| changes.sync.host_ports = true);
-    let mut handle = start_with(config, desired, changes.clone(), cancel.clone());
+    let (node_name, port) = (config.node_name.clone(), config.proxy_healthz_port);
+    let health_check_addresses = config.served_node_port_addresses();
+    let mut handle = start_with(config, desired.clone(), changes.clone(), cancel.clone());
+    let health = Health {
+        node_name,
+        services: handle.services.clone(),
+        desired,
+    };
+    if let Some(port) = port {
+        let serving = service_health::serve_proxy(health.clone(), port, cancel.clone());
+        handle.tasks.spawn(serving);
+    }
+    handle.tasks.spawn(service_health::serve_services(
+        health,
+        health_check_addresses,
+        cancel.clone(),
+    ));
     let tasks = &mut handle.tasks;
     tasks.spawn(services::watch(
         client.clone(),
@@ -208,7 +245,7 @@ pub fn start_with(
         config: config.clone(),
         workloads,
         desired,
-        changes,
+        changes: changes.clone(),
         services_status,
         status: status.clone(),
         cancel: cancel.clone(),
@@ -231,6 +268,7 @@ pub fn start_with(
         status,
         services,
         flows,
+        service_changes: changes,
         tasks,
     }
 }
@@ -272,10 +310,7 @@ impl Reconcilers {
             (_, Err(error)) => return tracing::error!(error = chain(&error), "Services are off"),
         };
         let config = self.config;
-        let node_port_addresses = match config.node_port_addresses.is_empty() {
-            true => config.node_addresses.clone(),
-            false => config.node_port_addresses,
-        };
+        let node_port_addresses = config.served_node_port_addresses();
         let task = ServicesTask {
             node: NodeView {
                 name: config.node_name,
@@ -286,6 +321,8 @@ impl Reconcilers {
             },
             programmer: Programmer::new(maps, generations, config.service_ranges),
             changes: self.changes,
+            metrics: config.proxy_metrics,
+            recorder: config.recorder,
             desired: self.desired,
             status: self.services_status,
         };

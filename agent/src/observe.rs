@@ -2,6 +2,8 @@
 
 pub mod healthz;
 pub mod metrics;
+pub mod proxy_metrics;
+pub mod service_health;
 
 use tracing_subscriber::EnvFilter;
 

@@ -124,12 +124,13 @@ async fn start(config: Arc<Config>, cancel: &CancellationToken) -> Result<JoinSe
             .map_err(|source| AgentError::Runtime { source })?,
     );
     let view = RuntimeView::spawn(Arc::clone(&runtime), cancel.clone());
-    let network = dataplane::start(
-        network_config(&config, &host_addresses),
-        client.clone(),
-        cancel.clone(),
-    );
+    let (recorder, queue) = Recorder::new(metrics.clone());
+    let mut network_config = network_config(&config, &host_addresses);
+    network_config.proxy_metrics = metrics.proxy();
+    network_config.recorder = Some(recorder.clone());
+    let network = dataplane::start(network_config, client.clone(), cancel.clone());
     let pod_network = network.pod_network;
+    let service_changes = network.service_changes;
     let mut network_tasks = network.tasks;
     tasks.spawn(async move {
         while let Some(ended) = network_tasks.join_next().await {
@@ -141,7 +142,6 @@ async fn start(config: Arc<Config>, cancel: &CancellationToken) -> Result<JoinSe
         }
     });
 
-    let (recorder, queue) = Recorder::new(metrics.clone());
     tasks.spawn(events::run(
         client.clone(),
         config.node_name.clone(),
@@ -153,6 +153,11 @@ async fn start(config: Arc<Config>, cancel: &CancellationToken) -> Result<JoinSe
         client.clone(),
         config.node_name.clone(),
         view_sender,
+        cancel.clone(),
+    ));
+    tasks.spawn(crate::watch::host_ports::run(
+        pods_view.clone(),
+        service_changes,
         cancel.clone(),
     ));
     let (links_sender, links) = watch::channel(ServiceLinks::default());
@@ -305,6 +310,12 @@ fn network_config(config: &Config, addresses: &[IpAddr]) -> NetworkConfig {
     network.cluster_ranges.clone_from(&config.cluster_ranges);
     network.service_ranges.clone_from(&config.service_ranges);
     network.xdp = config.xdp;
+    if !config.node_port_ranges.is_empty() {
+        network.node_port_addresses =
+            crate::config::services::node_port_addresses(&config.node_port_ranges);
+    }
+    network.external_forwarding = config.external_forwarding;
+    network.proxy_healthz_port = Some(config.proxy_healthz_port).filter(|port| *port != 0);
     network.socket_lb = config.socket_lb;
     network.socket_lb_cgroup = match &config.socket_lb_cgroup {
         Some(cgroup) => Some(cgroup.clone()),

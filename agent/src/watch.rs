@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod endpoint_slices;
 mod follow;
+pub mod host_ports;
 pub mod nodes;
 pub mod objects;
 pub mod pods;

@@ -18,6 +18,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
+    /// It is being deleted, or an autoscaler is about to: no new connections should come.
+    pub is_leaving: bool,
 }
 
 /// Remote pod ranges and the tunnel endpoints they are behind.
@@ -117,6 +119,7 @@ mod tests {
             pod_ranges: ranges.iter().map(|r| r.parse().unwrap()).collect(),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             zone: None,
+            is_leaving: false,
         }
     }
 

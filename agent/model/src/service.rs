@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 
@@ -149,6 +150,8 @@ pub struct ServicePort {
 pub struct Service {
     /// Identity.
     pub name: ServiceName,
+    /// `metadata.uid`, for events.
+    pub uid: String,
     /// Creation time in seconds; older Services keep their place when a map is full.
     pub created_at_secs: i64,
     /// One per family.
@@ -267,6 +270,8 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When what the slice tells of happened, if its controller says so.
+    pub triggered_at: Option<SystemTime>,
 }
 
 /// A `hostPort` of a container.
@@ -285,6 +290,8 @@ pub struct HostPort {
 /// The host ports of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts {
+    /// `metadata.uid`, for events.
+    pub uid: String,
     /// Creation time of the pod in seconds.
     pub created_at_secs: i64,
     /// The pod's addresses.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::proxy_metrics::ProxyMetrics;
+
 /// Upper bounds in seconds.
 const BUCKETS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
@@ -33,6 +35,7 @@ struct State {
     running_containers: AtomicU64,
     runtime_operations: Mutex<BTreeMap<&'static str, (Histogram, u64)>>,
     pod_start: Mutex<Histogram>,
+    proxy: ProxyMetrics,
 }
 
 /// All metrics of the agent. Cheap to clone.
@@ -74,10 +77,17 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
+    /// Those of Services.
+    #[must_use]
+    pub fn proxy(&self) -> ProxyMetrics {
+        self.state.proxy.clone()
+    }
+
     /// The whole exposition.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
+        self.state.proxy.render(&mut text);
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         simple(
             &mut text,

@@ -1,17 +1,19 @@
 //! Keeps the service maps as the cluster says: take changes, plan, apply, report, wait.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use tholepin_model::desired::Desired;
 use tholepin_model::plan::services::Release;
-use tholepin_model::service::{NodeView, Owner};
+use tholepin_model::service::{NodeView, Owner, ServiceName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::chain;
 use crate::dataplane::readers::wait_for_readers;
+use crate::events::{Recorder, Severity, Subject};
+use crate::observe::proxy_metrics::ProxyMetrics;
 use crate::watch::changes::ServiceChanges;
 
 mod generations;
@@ -20,7 +22,7 @@ mod programmer;
 
 pub use generations::Generations;
 pub use maps::{PinnedServiceMaps, ServiceMaps};
-pub use programmer::{Applied, ProgramError, Programmer};
+pub use programmer::{Applied, Facts, ProgramError, Programmer};
 
 /// How often the maps are read back.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -37,6 +39,14 @@ pub struct ServicesStatus {
     pub problems: BTreeMap<(Owner, String), String>,
     /// Why the last round failed.
     pub failure: Option<String>,
+    /// Since when rounds fail.
+    pub failing_since: Option<SystemTime>,
+    /// When something was programmed last. Its change alone is not announced.
+    pub updated_at: Option<SystemTime>,
+    /// Ports of health checks, and how many ready endpoints are here.
+    pub health_checks: BTreeMap<ServiceName, (u16, usize)>,
+    /// Services with a Local policy for internal and external traffic and no endpoint here.
+    pub no_local: [BTreeSet<Owner>; 2],
 }
 
 /// The reconciler; owns the maps.
@@ -45,6 +55,9 @@ pub struct ServicesTask<M> {
     pub node: NodeView,
     pub programmer: Programmer<M>,
     pub changes: ServiceChanges,
+    pub metrics: ProxyMetrics,
+    /// Where problems are told to the authors of objects.
+    pub recorder: Option<Recorder>,
     pub desired: watch::Receiver<Desired>,
     pub status: watch::Sender<ServicesStatus>,
 }
@@ -137,20 +150,52 @@ impl<M: ServiceMaps> ServicesTask<M> {
 
     /// One round; `None` if it failed.
     fn round(&mut self) -> Option<Release> {
-        match self.programmer.apply(self.changes.take()) {
+        let changes = self.changes.take();
+        let (services, slices) = (changes.services.changed.len(), changes.slices.changed.len());
+        self.metrics.taken(services, slices);
+        let triggers = changes.triggers.clone();
+        let started = Instant::now();
+        match self.programmer.apply(changes) {
             Ok(None) => Some(Release::default()),
             Ok(Some(applied)) => {
+                self.metrics.programmed(started.elapsed(), &triggers);
                 self.report(&applied);
                 Some(applied.release)
             }
             Err(error) => {
                 let reason = chain(&error);
                 tracing::error!(error = reason, "failed to change the service maps");
-                self.status
-                    .send_modify(|status| status.failure = Some(reason));
+                self.status.send_modify(|status| {
+                    status.failure = Some(reason);
+                    status.failing_since.get_or_insert_with(SystemTime::now);
+                });
                 None
             }
         }
+    }
+
+    /// An event on the object.
+    fn tell(&self, owner: &Owner, port: &str, reason: &str) {
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        let uid = self.programmer.table().uid(owner).unwrap_or_default();
+        let (kind, namespace, name) = match owner {
+            Owner::Service(service) => ("Service", &service.namespace, &service.name),
+            Owner::Pod { namespace, name } => ("Pod", namespace, name),
+        };
+        let subject = Subject {
+            kind,
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: uid.to_owned(),
+            field_path: None,
+        };
+        let message = match port {
+            "" => format!("node {}: {reason}", self.node.name),
+            port => format!("node {}, port {port}: {reason}", self.node.name),
+        };
+        recorder.record(subject, Severity::Warning, "NotProgrammed", message);
     }
 
     /// Publishes, and logs each problem once when it appears.
@@ -159,6 +204,9 @@ impl<M: ServiceMaps> ServicesTask<M> {
         self.status.send_if_modified(|status| {
             let mut changed = !status.synced || status.failure.take().is_some();
             status.synced = true;
+            status.failing_since = None;
+            status.updated_at = Some(SystemTime::now());
+            changed |= take_facts(status, &applied.facts);
             let count = self.programmer.frontend_count();
             changed |= std::mem::replace(&mut status.frontend_count, count) != count;
             for owner in &applied.judged {
@@ -175,6 +223,7 @@ impl<M: ServiceMaps> ServicesTask<M> {
                     let reason = problem.to_string();
                     if former.remove(key).as_ref() != Some(&reason) {
                         tracing::warn!(%owner, port = key.1, reason, "not programmed as desired");
+                        self.tell(owner, &key.1, &reason);
                         changed = true;
                     }
                     status.problems.insert(key.clone(), reason);
@@ -183,7 +232,34 @@ impl<M: ServiceMaps> ServicesTask<M> {
             }
             changed
         });
+        let status = self.status.borrow();
+        let [internal, external] = &status.no_local;
+        self.metrics.set_no_local(internal.len(), external.len());
     }
+}
+
+/// Takes over what is known of changed owners; whether something is to be announced.
+fn take_facts(status: &mut ServicesStatus, facts: &[(Owner, Facts)]) -> bool {
+    let mut changed = false;
+    for (owner, facts) in facts {
+        let absent = [facts.no_local_internal, facts.no_local_external];
+        for (owners, is_absent) in status.no_local.iter_mut().zip(absent) {
+            if !is_absent {
+                owners.remove(owner);
+            } else if !owners.contains(owner) {
+                owners.insert(owner.clone());
+            }
+        }
+        let Owner::Service(name) = owner else {
+            continue;
+        };
+        let before = match facts.health_check {
+            Some(check) => status.health_checks.insert(name.clone(), check),
+            None => status.health_checks.remove(name),
+        };
+        changed |= before != facts.health_check;
+    }
+    changed
 }
 
 #[cfg(test)]

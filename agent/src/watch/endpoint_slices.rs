@@ -1,6 +1,7 @@
 //! EndpointSlices: where Services' traffic can go.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as discovery_v1;
 use kube::{Api, Client, ResourceExt};
@@ -14,6 +15,8 @@ use super::follow::{Change, Parsed, follow};
 use super::services::{PROXY_NAME_LABEL, port_number, protocol_of};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// When the change of a pod or Service happened that the slice tells of.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// On the slices of headless Services.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
@@ -39,9 +42,12 @@ pub async fn watch(client: Client, changes: ServiceChanges, cancel: Cancellation
         }
         Parsed::Wanted(name, slice)
     };
-    let apply = |change| {
+    let apply = |change: Change<SliceName, EndpointSlice>| {
         changes.change(|changes| {
             changes.sync.slices |= matches!(change, Change::Replace(_));
+            if let Change::Apply(_, slice) = &change {
+                changes.triggers.extend(slice.triggered_at);
+            }
             record(&mut changes.slices, change);
         });
     };
@@ -123,6 +129,11 @@ pub fn slice_of(
             service,
             ports,
             endpoints,
+            triggered_at: object
+                .annotations()
+                .get(TRIGGER_ANNOTATION)
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map(SystemTime::from),
         },
         problems,
     ))

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::follow::{Change, Parsed, fold, follow};
 
+/// An autoscaler's taint on nodes it is about to delete.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Why a pod range or an address of a Node is not used.
@@ -85,7 +87,12 @@ pub fn node_of(object: &core_v1::Node) -> (Node, Vec<InvalidNode>) {
             }
         }
     }
+    let mut taints = spec
+        .into_iter()
+        .flat_map(|spec| spec.taints.iter().flatten());
+    let is_leaving = taints.any(|taint| taint.key == LEAVING_TAINT);
     let node = Node {
+        is_leaving: is_leaving || object.metadata.deletion_timestamp.is_some(),
         name: object.name_any(),
         created_at_secs: created_at_secs(&object.metadata),
         pod_ranges,

@@ -195,6 +195,7 @@ pub fn service_of(object: &core_v1::Service) -> Result<Option<Service>, InvalidS
         .map(|value| complaints.choice(FORWARDING_ANNOTATION, Some(value), forwardings));
     Ok(Some(Service {
         name: name_of(object),
+        uid: object.uid().unwrap_or_default(),
         created_at_secs: super::nodes::created_at_secs(&object.metadata),
         cluster_ips,
         external_ips,

@@ -138,6 +138,7 @@ fn desired_of(input: &Input) -> Desired {
             pod_ranges,
             addresses,
             zone: None,
+            is_leaving: false,
         };
         desired.nodes.insert(name, Arc::new(node));
     }
@@ -169,6 +170,7 @@ fn set_services(input: &Input, changes: &mut Changes) {
         };
         let object = Service {
             name: service.clone(),
+            uid: String::new(),
             created_at_secs: 0,
             cluster_ips: vec![address.parse().unwrap()],
             external_ips: vec![],
@@ -210,6 +212,7 @@ fn set_services(input: &Input, changes: &mut Changes) {
                 protocol,
                 port: 8080,
             }],
+            triggered_at: None,
             endpoints: parse(backends).into_iter().map(endpoint).collect(),
         };
         slices.insert(slice, Arc::new(object));

@@ -14,6 +14,7 @@ mod delete;
 mod expiry;
 mod ip_allocator;
 mod list;
+mod node_ports;
 mod options;
 mod patch;
 mod scale;
@@ -42,6 +43,7 @@ pub(crate) use list::StoredList;
 
 use cluster_ips::ClusterIps;
 use expiry::Expiry;
+use node_ports::NodePorts;
 
 /// What the registry has to know about the cluster.
 #[derive(Clone, Debug)]
@@ -73,6 +75,7 @@ pub struct Registry {
 struct Shared {
     store: Arc<dyn Store>,
     cluster_ips: ClusterIps,
+    node_ports: NodePorts,
     expiry: Expiry,
 }
 
@@ -122,10 +125,12 @@ impl Registry {
             shared: Arc::new(Shared {
                 store,
                 cluster_ips,
+                node_ports: NodePorts::default(),
                 expiry,
             }),
         };
         registry.restore_cluster_ips().await?;
+        registry.restore_node_ports().await?;
         registry.start_expiry(due).await?;
         Ok(registry)
     }

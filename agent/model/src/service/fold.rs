@@ -300,7 +300,7 @@ fn lists(
         return (vec![local], 0);
     }
     let one_does = chosen.local == local_of_cluster
-        && (!cluster.maglev || local.backends.len() == cluster.backends.len());
+        && (!cluster.maglev || local.maglev && local.backends == cluster.backends);
     if one_does {
         (vec![cluster], 0)
     } else {

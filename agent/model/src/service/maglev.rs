@@ -98,7 +98,9 @@ mod tests {
     }
 
     fn is_prime(n: u16) -> bool {
-        (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0)
+        (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::fold::{self, Folded};
 use super::{EndpointSlice, HostPorts, NodeView, Owner, Service, ServiceName, SliceName};
@@ -87,6 +88,8 @@ pub struct Changes {
     pub host_ports: Delta<PodName, HostPorts>,
     /// What of this node decides.
     pub node: Option<NodeView>,
+    /// Since when the slices among the changes are different, for measuring.
+    pub triggers: Vec<SystemTime>,
     /// What has synced, ever.
     pub sync: ServiceSync,
 }
@@ -235,6 +238,18 @@ impl ServiceTable {
     #[must_use]
     pub fn sync(&self) -> ServiceSync {
         self.sync
+    }
+
+    /// `metadata.uid` of an owner's object.
+    #[must_use]
+    pub fn uid(&self, owner: &Owner) -> Option<&str> {
+        match owner {
+            Owner::Service(name) => Some(&self.services.get(name)?.uid),
+            Owner::Pod { namespace, name } => {
+                let key = (namespace.clone(), name.clone());
+                Some(&self.host_ports.get(&key)?.uid)
+            }
+        }
     }
 
     /// This node.

@@ -1,11 +1,13 @@
 //! From changed objects to written maps, without tasks or clocks: what a round does.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use tholepin_ebpf_abi::names;
 use tholepin_model::plan::services::{Capacities, Planner, Problem, Release};
 use tholepin_model::service::Owner;
+use tholepin_model::service::fold::Folded;
 use tholepin_model::service::table::{Changes, ServiceTable};
 
 use super::{Generations, ServiceMaps};
@@ -33,8 +35,32 @@ pub struct Applied {
     pub release: Release,
     /// Owners whose problems may have changed.
     pub judged: Vec<Owner>,
+    /// What else is known of owners that have changed.
+    pub facts: Vec<(Owner, Facts)>,
     /// How many entries of the maps were written or removed.
     pub writes: usize,
+}
+
+/// What of an owner concerns others than the maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Port of its health check, and the number of ready endpoints on this node.
+    pub health_check: Option<(u16, usize)>,
+    /// `internalTrafficPolicy: Local` without an endpoint on this node.
+    pub no_local_internal: bool,
+    /// `externalTrafficPolicy: Local` without an endpoint on this node.
+    pub no_local_external: bool,
+}
+
+impl Facts {
+    fn of(folded: Option<&Folded>) -> Self {
+        let entries = || folded.into_iter().flat_map(|folded| &folded.entries);
+        Self {
+            health_check: folded.and_then(|folded| folded.health_check),
+            no_local_internal: entries().any(|entry| entry.no_local_internal),
+            no_local_external: entries().any(|entry| entry.no_local_external),
+        }
+    }
 }
 
 /// The known objects, what the maps say, and the maps.
@@ -72,7 +98,13 @@ impl<M: ServiceMaps> Programmer<M> {
         };
         let dirty = self.table.take_dirty();
         let table = &self.table;
-        let plan = planner.plan(dirty, |owner| table.folded(owner));
+        let facts = RefCell::new(Vec::new());
+        let plan = planner.plan(dirty, |owner| {
+            let folded = table.folded(owner);
+            let of_owner = (owner.clone(), Facts::of(folded.as_ref()));
+            facts.borrow_mut().push(of_owner);
+            folded
+        });
         if plan.judged.is_empty() && plan.is_empty() {
             self.planner = Some(planner);
             return Ok(None);
@@ -92,6 +124,7 @@ impl<M: ServiceMaps> Programmer<M> {
                 + plan.removed_source_ranges.len(),
             release: plan.release,
             judged: plan.judged,
+            facts: facts.into_inner(),
         }))
     }
 

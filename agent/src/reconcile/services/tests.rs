@@ -81,6 +81,7 @@ fn all(services: &[(&str, &[u8])]) -> Changes {
         let name = service_name(name);
         let service = Service {
             name: name.clone(),
+            uid: String::new(),
             created_at_secs: number.into(),
             cluster_ips: vec![[10, 96, 0, number].into()],
             external_ips: vec![],
@@ -142,6 +143,7 @@ fn slice(service: &str, endpoints: &[u8]) -> EndpointSlice {
             name: format!("{service}-1"),
         },
         service: service_name(service),
+        triggered_at: None,
         ports: vec![EndpointPort {
             name: String::new(),
             protocol: Protocol::Tcp,
@@ -316,6 +318,8 @@ async fn a_change_is_programmed_and_a_complaint_is_published() {
         },
         programmer: programmer(FakeMaps::default(), directory.path()),
         changes: changes.clone(),
+        metrics: ProxyMetrics::default(),
+        recorder: None,
         desired,
         status,
     };

@@ -57,10 +57,6 @@ pub(super) fn refused(spec: &api::PodSpec) -> Vec<String> {
                 "volumeMounts.mountPropagation",
             );
         }
-        for port in container.ports.iter().flatten() {
-            let outside = port.host_port.is_some_and(|port| port > 0);
-            check(outside && spec.host_network != Some(true), "hostPort");
-        }
         let keys = container
             .env
             .iter()

@@ -220,6 +220,7 @@ fn default_family_policy(service: &mut Value) {
 
 fn prepare(new: &mut Value, old: Option<&Value>) {
     let Some(old) = old else { return };
+    drop_fields_of_other_types(new, old);
     let needs_address = |s: &Value| str_at(s, "spec.type") != "ExternalName";
     if needs_address(new) && needs_address(old) {
         inherit_addresses(new, old);
@@ -256,6 +257,52 @@ fn inherit_addresses(new: &mut Value, old: &Value) {
     if list_at(new, "spec.ipFamilies").is_empty() {
         crate::value::copy(old, new, "spec.ipFamilies");
         crate::value::copy(old, new, "spec.ipFamilyPolicy");
+    }
+}
+
+fn has_node_ports(service: &Value) -> bool {
+    matches!(str_at(service, "spec.type"), "NodePort" | "LoadBalancer")
+}
+
+/// Whether clients outside the cluster have an address of it.
+fn is_external(service: &Value) -> bool {
+    let has_addresses = !list_at(service, "spec.externalIPs").is_empty();
+    has_node_ports(service) || str_at(service, "spec.type") == "ClusterIP" && has_addresses
+}
+
+fn needs_health_check(service: &Value) -> bool {
+    str_at(service, "spec.type") == "LoadBalancer"
+        && str_at(service, "spec.externalTrafficPolicy") == "Local"
+}
+
+/// A Service that changes its type loses what only the old one has, unless the client changed it too.
+fn drop_fields_of_other_types(new: &mut Value, old: &Value) {
+    if has_node_ports(old) && !has_node_ports(new) {
+        let numbers = |s: &Value| -> Vec<Option<i64>> {
+            let ports = list_at(s, "spec.ports").iter();
+            ports.map(|port| i64_at(port, "nodePort")).collect()
+        };
+        if numbers(new) == numbers(old) {
+            for port in list_mut(new, "spec.ports").into_iter().flatten() {
+                drop(remove(port, "nodePort"));
+            }
+        }
+    }
+    let mut drop_if = |applies: fn(&Value) -> bool, path: &str| {
+        if applies(old) && !applies(new) && at(new, path) == at(old, path) {
+            drop(remove(new, path));
+        }
+    };
+    drop_if(is_external, "spec.externalTrafficPolicy");
+    drop_if(needs_health_check, "spec.healthCheckNodePort");
+    let is_load_balancer = |s: &Value| str_at(s, "spec.type") == "LoadBalancer";
+    drop_if(is_load_balancer, "spec.allocateLoadBalancerNodePorts");
+    drop_if(is_load_balancer, "spec.loadBalancerClass");
+    if needs_health_check(new)
+        && needs_health_check(old)
+        && i64_at(new, "spec.healthCheckNodePort").unwrap_or_default() == 0
+    {
+        crate::value::copy(old, new, "spec.healthCheckNodePort");
     }
 }
 

@@ -75,6 +75,7 @@ impl Registry {
             return Ok(Err(WriteConflict));
         }
         let lease = self.shared.cluster_ips.for_new(kind, &mut object)?;
+        let ports = self.shared.node_ports.assign(kind, &mut object, None)?;
         if ctx.dry_run {
             return Ok(Ok(object));
         }
@@ -83,6 +84,7 @@ impl Registry {
             .await?;
         if written.is_ok() {
             lease.keep();
+            ports.keep();
         }
         Ok(written.map(|()| object))
     }

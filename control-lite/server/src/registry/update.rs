@@ -107,6 +107,8 @@ impl Registry {
             .shared
             .cluster_ips
             .for_update(kind, &mut object, &current.object)?;
+        let old = Some(&current.object);
+        let ports = self.shared.node_ports.assign(kind, &mut object, old)?;
         if semantically_equal(Some(&object), Some(&current.object)) {
             return Ok(Ok(current.object.clone()));
         }
@@ -124,6 +126,7 @@ impl Registry {
             .await?;
         if written.is_ok() {
             lease.keep();
+            ports.keep();
         }
         Ok(written.map(|()| object))
     }
@@ -144,6 +147,7 @@ impl Registry {
         match self.shared.store.delete(request).await {
             Ok(deleted) => {
                 self.shared.cluster_ips.release(kind, &object);
+                self.shared.node_ports.release(kind, &object);
                 meta::set_resource_version(&mut object, deleted.revision);
                 Ok(Ok(object))
             }

@@ -14,6 +14,7 @@ use tholepin_agent::dataplane::loader::{NodeConstants, Programs};
 use tholepin_agent::dataplane::maps::MapAccessError;
 use tholepin_agent::dataplane::maps::workloads::Workloads;
 use tholepin_agent::dataplane::pin::PinDirectory;
+use tholepin_agent::observe::proxy_metrics::ProxyMetrics;
 use tholepin_agent::reconcile::services::{
     Generations, PinnedServiceMaps, Programmer, ServiceMaps, ServicesStatus, ServicesTask,
 };
@@ -158,6 +159,8 @@ impl Running {
             },
             programmer: Programmer::new(maps, generations, vec!["10.96.0.0/16".parse()?]),
             changes: changes.clone(),
+            metrics: ProxyMetrics::default(),
+            recorder: None,
             desired: receiver,
             status: status_sender,
         };

@@ -13,6 +13,7 @@ fn name(name: &str) -> ServiceName {
 fn service(of: &str) -> Arc<Service> {
     Arc::new(Service {
         name: name(of),
+        uid: String::new(),
         created_at_secs: 1,
         cluster_ips: vec![[10, 96, 0, 7].into()],
         external_ips: vec![],
@@ -38,6 +39,7 @@ fn slice(of: &str, id: &str, last: u8) -> Arc<EndpointSlice> {
     Arc::new(EndpointSlice {
         name: slice_name(id),
         service: name(of),
+        triggered_at: None,
         ports: vec![EndpointPort {
             name: String::new(),
             protocol: Protocol::Tcp,

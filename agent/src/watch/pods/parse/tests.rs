@@ -45,7 +45,7 @@ fn what_cannot_be_done_is_refused_or_warned_about_by_name() {
         ],
         "securityContext": {"seccompProfile": {"type": "Unconfined"}, "appArmorProfile": {"type": "RuntimeDefault"}},
     }));
-    assert_eq!(pod.refused, ["hostPort", "init containers"]);
+    assert_eq!(pod.refused, ["init containers"]);
     assert_eq!(
         pod.ignored,
         [

@@ -1,6 +1,6 @@
 //! Rules of Services.
 
-use super::is_headless;
+use super::{is_external, is_headless, needs_health_check};
 use crate::field::{ErrorList, FieldError, Path};
 use crate::names;
 use crate::value::{i64_at, list_at, str_at};
@@ -65,6 +65,7 @@ pub(super) fn create(service: &Value) -> ErrorList {
         &path.child("selector"),
     ));
     errors.extend(affinity(service, &path));
+    errors.extend(outside(service, &path));
     errors.extend(addresses(service, &path));
     for (key, supported) in [
         ("externalTrafficPolicy", &["Cluster", "Local"][..]),
@@ -156,6 +157,61 @@ fn service_port(
             path,
             serde_json::json!({"protocol": protocol, "port": number}),
         ));
+    }
+    errors
+}
+
+/// What only Services with an address outside the cluster have.
+fn outside(service: &Value, path: &Path) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let policy = str_at(service, "spec.externalTrafficPolicy");
+    if !policy.is_empty() && !is_external(service) {
+        errors.push(FieldError::invalid(
+            &path.child("externalTrafficPolicy"),
+            policy,
+            "may only be set for externally-accessible services",
+        ));
+    }
+    let health_check = i64_at(service, "spec.healthCheckNodePort").unwrap_or_default();
+    if health_check != 0 && !needs_health_check(service) {
+        errors.push(FieldError::forbidden(
+            &path.child("healthCheckNodePort"),
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ));
+    }
+    let ranges = list_at(service, "spec.loadBalancerSourceRanges");
+    let is_load_balancer = str_at(service, "spec.type") == "LoadBalancer";
+    if !ranges.is_empty() && !is_load_balancer {
+        errors.push(FieldError::forbidden(
+            &path.child("loadBalancerSourceRanges"),
+            "may only be used when `type` is 'LoadBalancer'",
+        ));
+    }
+    for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
+        // Blanks around a range are upstream's to ignore.
+        if range.trim().parse::<ipnet::IpNet>().is_err() {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            let path = path.child("loadBalancerSourceRanges").index(i);
+            errors.push(FieldError::invalid(&path, range, detail));
+        }
+    }
+    let distribution = str_at(service, "spec.trafficDistribution");
+    let known = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    if !distribution.is_empty() && !known.contains(&distribution) {
+        let path = path.child("trafficDistribution");
+        errors.push(FieldError::not_supported(&path, distribution, &known));
+    }
+    let ports = list_at(service, "spec.ports");
+    for (i, port) in ports.iter().enumerate() {
+        let number = i64_at(port, "nodePort").unwrap_or_default();
+        let same = |other: &Value| {
+            i64_at(other, "nodePort") == Some(number)
+                && str_at(other, "protocol") == str_at(port, "protocol")
+        };
+        if number != 0 && ports[..i].iter().any(same) {
+            let path = path.child("ports").index(i).child("nodePort");
+            errors.push(FieldError::duplicate(&path, number));
+        }
     }
     errors
 }
@@ -286,6 +342,14 @@ pub(super) fn update(new: &Value, old: &Value) -> ErrorList {
                 }
             }
         }
+    }
+    let port = |service| i64_at(service, "spec.healthCheckNodePort");
+    if needs_health_check(new) && needs_health_check(old) && port(new) != port(old) {
+        errors.push(FieldError::invalid(
+            &path.child("healthCheckNodePort"),
+            port(new).unwrap_or_default(),
+            "field is immutable",
+        ));
     }
     errors.extend(create(new));
     errors
