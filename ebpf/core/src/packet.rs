@@ -150,40 +150,68 @@ pub fn walk_extensions(
     first: u8,
     mut load: impl FnMut(u32) -> Option<[u8; 8]>,
 ) -> Result<Transport, DropReason> {
-    let mut transport = Transport {
+    let mut walk = Walk {
         protocol: first,
         offset: IPV6_LEN,
-        fragment: Fragment::Whole,
+        offset_and_more: 0,
+        identification: 0,
     };
-    let mut steps = 0;
-    while is_extension(transport.protocol) {
-        if steps == MAX_EXTENSIONS {
-            return Err(DropReason::Malformed);
+    // One after the other and in no loop: the compiler may place a loop so that its last instruction
+    // falls through into its first, and verifiers before 6.8 let a loop end in a jump only.
+    const { assert!(MAX_EXTENSIONS == 6) };
+    let more = walk.step(&mut load)?
+        && walk.step(&mut load)?
+        && walk.step(&mut load)?
+        && walk.step(&mut load)?
+        && walk.step(&mut load)?
+        && walk.step(&mut load)?;
+    if more && is_extension(walk.protocol) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(Transport {
+        protocol: walk.protocol,
+        offset: walk.offset,
+        fragment: match (walk.offset_and_more & 0xfff8, walk.offset_and_more & 1) {
+            (0, 0) => Fragment::Whole, // An "atomic" fragment (RFC 6946) is a whole datagram.
+            (0, _) => Fragment::First(walk.identification),
+            _ => Fragment::Later(walk.identification),
+        },
+    })
+}
+
+/// A way over extension headers. Every word has a value at any time: the verifier refuses a copy of
+/// what an enum leaves undefined.
+struct Walk {
+    protocol: u8,
+    offset: u32,
+    /// Of the fragment header, zero without one.
+    offset_and_more: u16,
+    identification: u32,
+}
+
+impl Walk {
+    /// Steps over one header; whether there may be another.
+    #[inline(always)]
+    fn step(&mut self, load: &mut impl FnMut(u32) -> Option<[u8; 8]>) -> Result<bool, DropReason> {
+        if !is_extension(self.protocol) {
+            return Ok(false);
         }
-        steps += 1;
-        let header = load(transport.offset).ok_or(DropReason::Malformed)?;
+        let header = load(self.offset).ok_or(DropReason::Malformed)?;
         let len = u32::from(header[1]);
-        let step = match transport.protocol {
+        let step = match self.protocol {
             FRAGMENT => 8,
             AUTHENTICATION => (len + 2) * 4,
             _ => (len + 1) * 8,
         };
-        if transport.protocol == FRAGMENT {
-            let identification = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-            let offset_and_more = u16::from_be_bytes([header[2], header[3]]);
-            transport.fragment = match (offset_and_more & 0xfff8, offset_and_more & 1) {
-                (0, 0) => Fragment::Whole, // An "atomic" fragment (RFC 6946) is a whole datagram.
-                (0, _) => Fragment::First(identification),
-                _ => Fragment::Later(identification),
-            };
+        if self.protocol == FRAGMENT {
+            self.offset_and_more = u16::from_be_bytes([header[2], header[3]]);
+            self.identification = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
         }
-        transport.protocol = header[0];
-        transport.offset += step;
-        if matches!(transport.fragment, Fragment::Later(_)) {
-            break; // What follows is payload, whatever the next-header value says.
-        }
+        self.protocol = header[0];
+        self.offset += step;
+        // What follows a later fragment's header is payload, whatever the next-header value says.
+        Ok(self.offset_and_more & 0xfff8 == 0)
     }
-    Ok(transport)
 }
 
 /// Whether the transport header of `protocol` starts with two ports that Services translate.
