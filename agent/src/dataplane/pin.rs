@@ -82,7 +82,7 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
             flags,
         }
     }
-    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, SkStorage};
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, SkStorage};
     Some(match name {
         names::FRONTENDS => layout::<abi::FrontendKey, abi::FrontendValue>(
             Hash,
@@ -132,6 +132,8 @@ pub fn expected_layout(name: &str) -> Option<MapLayout> {
         names::DROPS => {
             layout::<u32, u64>(PerCpuArray, abi::drop_reason::DROP_REASON_SLOTS as usize, 0)
         }
+        names::EVENTS => layout::<(), ()>(RingBuf, abi::event::EVENTS_BYTES, 0),
+        names::EVENT_SWITCH => layout::<u32, abi::EventSwitch>(Array, 1, 0),
         _ => return None,
     })
 }

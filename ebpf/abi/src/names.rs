@@ -28,12 +28,16 @@ pub const SOCKETS: &str = "SOCKETS";
 pub const SOCKET_NETNS: &str = "SOCKET_NETNS";
 /// `PERCPU_ARRAY`, [`crate::DropReason`] code to a packet count (`u64`).
 pub const DROPS: &str = "DROPS";
+/// `RINGBUF` of [`crate::Event`]: single packets, while somebody listens.
+pub const EVENTS: &str = "EVENTS";
+/// `ARRAY` of one [`crate::EventSwitch`]: what somebody listens to.
+pub const EVENT_SWITCH: &str = "EVENT_SWITCH";
 
 /// `ARRAY` of one [`crate::FlowStats`]. Not pinned: it belongs to the [`CLEANER`] that fills it.
 pub const FLOW_STATS: &str = "FLOW_STATS";
 
 /// Every pinned map.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     FRONTENDS,
     BACKEND_SLOTS,
     BACKENDS,
@@ -48,6 +52,8 @@ pub const MAPS: [&str; 14] = [
     SOCKETS,
     SOCKET_NETNS,
     DROPS,
+    EVENTS,
+    EVENT_SWITCH,
 ];
 
 /// Ingress hook of a pod's host-side interface: what the pod sends.

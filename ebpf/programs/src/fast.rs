@@ -84,7 +84,7 @@ pub fn run(skb: &Skb, origin: Origin) -> Option<i32> {
     };
     Some(match sent {
         Ok(verdict) => verdict.into_tc_action(),
-        Err(reason) => refuse::drop(reason),
+        Err(reason) => refuse::drop(skb, reason),
     })
 }
 

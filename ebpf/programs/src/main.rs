@@ -14,6 +14,7 @@ mod balance;
 mod clean;
 mod conntrack;
 mod deliver;
+mod events;
 mod fast;
 mod frame;
 mod globals;

@@ -1,9 +1,10 @@
 //! The maps. Static name = kernel name = pin name; layouts and capacities are the ABI crate's.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use tholepin_ebpf_abi::drop_reason::DROP_REASON_SLOTS;
+use tholepin_ebpf_abi::event::EVENTS_BYTES;
 use tholepin_ebpf_abi::names::*;
 use tholepin_ebpf_abi::*;
 
@@ -66,6 +67,12 @@ pub static SOCKET_NETNS: HashMap<
 
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, { DROP_REASON_SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub static EVENT_SWITCH: Array<EventSwitch, 1> = Array::new();
 
 #[btf_map]
 pub static FLOW_STATS: Array<FlowStats, 1> = Array::new();

@@ -9,7 +9,7 @@ use crate::lookup::{self, Half};
 use crate::parse::{Packet, parse};
 use crate::scratch::{Scratch, scratch};
 use crate::skb::Skb;
-use crate::{balance, conntrack, deliver, fast, policy, refuse, related};
+use crate::{balance, conntrack, deliver, events, fast, policy, refuse, related};
 
 /// One packet through one hook. `origin` is a constant in each, so only its branches remain.
 #[inline(always)]
@@ -19,20 +19,23 @@ pub fn run(skb: &Skb, origin: Origin) -> i32 {
     }
     let scratch = match scratch() {
         Ok(scratch) => scratch,
-        Err(reason) => return refuse::drop(reason),
+        Err(reason) => return refuse::drop(skb, reason),
     };
     match parse(skb, &mut scratch.packet) {
         Ok(true) => {}
         // A pod's own kernel needs none (its neighbours are permanent); one that asks all the same
         // may be answered by the node's.
         Ok(false) if origin != Origin::Overlay => return Verdict::Pass.into_tc_action(),
-        Ok(false) => return refuse::drop(DropReason::UnsupportedEtherType),
-        Err(reason) => return refuse::drop(reason),
+        Ok(false) => return refuse::drop(skb, DropReason::UnsupportedEtherType),
+        Err(reason) => return refuse::drop(skb, reason),
     }
     match forward(skb, scratch, origin) {
         Ok(verdict) => verdict.into_tc_action(),
-        Err(reason) if origin == Origin::Overlay => refuse::drop(reason),
-        Err(reason) => refuse::refuse(skb, scratch, reason as u32, origin == Origin::Host),
+        Err(reason) if origin == Origin::Overlay => refuse::drop(skb, reason),
+        Err(reason) => {
+            events::dropped(skb, reason);
+            refuse::refuse(skb, scratch, reason as u32, origin == Origin::Host)
+        }
     }
 }
 
@@ -92,6 +95,7 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
     if !balance::first(skb, scratch, origin)? {
         return Ok(Some(Route::Elsewhere));
     }
+    events::flow_made(skb, scratch.forward.service_id, scratch.forward.backend_id);
     Ok(Some(route(scratch, origin)))
 }
 

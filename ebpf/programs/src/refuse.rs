@@ -9,6 +9,7 @@ use tholepin_ebpf_core::packet::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN,
 use tholepin_ebpf_core::verdict::{self, Answer};
 use tholepin_ebpf_core::{Origin, Verdict};
 
+use crate::events;
 use crate::globals::{HOST_IFINDEX, OVERLAY_MTU};
 use crate::maps::DROPS;
 use crate::parse::{PLAIN_V4, PLAIN_V6, Packet};
@@ -18,9 +19,16 @@ use crate::skb::{self, ETH_P_IP, ETH_P_IPV6, Skb};
 /// `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
+/// Counts a drop, tells a listener, and returns its action.
+#[inline(always)]
+pub fn drop(skb: &Skb, reason: DropReason) -> i32 {
+    events::dropped(skb, reason);
+    count(reason)
+}
+
 /// Counts a drop and returns its action.
 #[inline(always)]
-pub fn drop(reason: DropReason) -> i32 {
+fn count(reason: DropReason) -> i32 {
     if let Some(count) = DROPS.get_ptr_mut(reason as u32) {
         // SAFETY: a live value of this CPU's own slot; programs are not preempted by each other
         // on one CPU in this context.
@@ -29,12 +37,13 @@ pub fn drop(reason: DropReason) -> i32 {
     SHOT
 }
 
-/// Counts a refusal, and answers the sender if `reason` has an answer.
+/// Counts a refusal, and answers the sender if `reason` has an answer. A listener is told by the caller:
+/// one call more from here, and the stack would not do.
 #[inline(never)]
 pub fn refuse(skb: &Skb, scratch: &mut Scratch, code: u32, from_host: bool) -> i32 {
     let packet = &scratch.packet;
     let reason = DropReason::from_code(code).unwrap_or(DropReason::Malformed);
-    let shot = drop(reason);
+    let shot = count(reason);
     let plain = packet.transport == if packet.v4 { PLAIN_V4 } else { PLAIN_V6 };
     // Packets with options or extension headers, and later fragments, are refused in silence.
     if !plain || !packet.has_header {

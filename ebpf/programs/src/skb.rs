@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "packet memory, context fields and helper calls")]
 
-use core::mem::{offset_of, size_of};
+use core::mem::{MaybeUninit, offset_of, size_of};
 use core::ptr;
 
 use aya_ebpf::bindings::{
@@ -22,8 +22,10 @@ use aya_ebpf::helpers::{
 };
 use tholepin_ebpf_abi::DropReason;
 use tholepin_ebpf_abi::conntrack::TICK_SHIFT;
+use tholepin_ebpf_abi::event::EVENT_CAPTURE;
 use tholepin_ebpf_core::Verdict;
 use tholepin_ebpf_core::answer::MAX_QUOTE_WORDS;
+use tholepin_ebpf_core::packet::ETHERNET_LEN;
 
 use crate::maps::CLOCK;
 
@@ -216,17 +218,51 @@ impl Skb {
     /// Copies bytes from any offset.
     #[inline(always)]
     pub fn load<T: Copy + Default>(&self, offset: u32) -> Option<T> {
-        let mut value = T::default();
-        // SAFETY: `value` is `size_of::<T>()` writable bytes, and all bit patterns are valid.
+        // Not zeroed first: that would be a call of its own, and a frame of the few there is room for.
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: `value` is `size_of::<T>()` writable bytes.
         let result = unsafe {
             bpf_skb_load_bytes(
                 self.context.cast(),
                 offset,
-                ptr::from_mut(&mut value).cast(),
+                value.as_mut_ptr().cast(),
                 size_of::<T>() as u32,
             )
         };
-        (result == 0).then_some(value)
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the helper has written all bytes, and all bit patterns are valid.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// Bytes of the packet, its link-layer header included.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: as in `protocol`.
+        unsafe { (*self.context).len }
+    }
+
+    /// Copies the start of a packet of `len` bytes, as much as an event takes; how much that is.
+    ///
+    /// # Safety
+    /// `to` is that of [`EVENT_CAPTURE`] writable bytes.
+    #[inline(always)]
+    pub unsafe fn copy_start(&self, len: u32, to: *mut u8) -> u32 {
+        let mut size = u64::from(len);
+        if size > EVENT_CAPTURE as u64 {
+            size = EVENT_CAPTURE as u64;
+        }
+        // Two comparisons that the compiler may not merge: verifiers before 6.8 learn from "less than"
+        // that a size is not zero, and nothing from "not equal".
+        // SAFETY: no instruction at all.
+        unsafe { core::arch::asm!("/* {size} */", size = inout(reg) size) };
+        if size < u64::from(ETHERNET_LEN) {
+            return 0;
+        }
+        // SAFETY: `to` has room for the largest size, by the caller's promise.
+        let result = unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to.cast(), size as u32) };
+        if result == 0 { size as u32 } else { 0 }
     }
 
     /// Copies the first `WORDS` words from `offset` into a larger array.
@@ -406,8 +442,20 @@ pub fn now() -> u32 {
 
 #[inline(always)]
 fn clock() -> u32 {
+    ticks_of(now_ns())
+}
+
+/// The coarse monotonic clock itself.
+#[inline(always)]
+pub fn now_ns() -> u64 {
     // SAFETY: no pointers.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// A time of that clock in ticks.
+#[inline(always)]
+pub fn ticks_of(ns: u64) -> u32 {
+    (ns >> TICK_SHIFT) as u32
 }
 
 #[inline(always)]

@@ -38,7 +38,7 @@ pub fn run(skb: &Skb) -> i32 {
     match answer(skb, scratch) {
         Ok(Some(verdict)) => verdict.into_tc_action(),
         Ok(None) => NEXT,
-        Err(reason) => refuse::drop(reason),
+        Err(reason) => refuse::drop(skb, reason),
     }
 }
 

@@ -4,6 +4,9 @@
 //! knows that 10.244.2.0/24 and fd00:10:244:2::/64 are on 172.30.0.12. Its own underlay address is
 //! 172.30.0.11 / fd00:172:30::11, and its routes are those of [`crate::uplink`].
 
+mod events;
+mod info;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 

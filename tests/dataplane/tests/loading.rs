@@ -51,7 +51,15 @@ fn the_socket_programs_and_the_front_door_pass_the_verifier() {
 fn small() -> aya::Ebpf {
     let mut loader = aya::EbpfLoader::new();
     for map in names::MAPS {
-        if ![names::DROPS, names::SOCKETS, names::WORKLOADS].contains(&map) {
+        if ![
+            names::DROPS,
+            names::EVENTS,
+            names::EVENT_SWITCH,
+            names::SOCKETS,
+            names::WORKLOADS,
+        ]
+        .contains(&map)
+        {
             loader.map_max_entries(map, 16);
         }
     }
@@ -96,6 +104,7 @@ fn maps_have_the_sizes_of_the_abi() {
         size::<SocketNetnsKey, SocketNetnsValue>()
     );
     assert_eq!(of(names::DROPS), size::<u32, u64>());
+    assert_eq!(of(names::EVENT_SWITCH), size::<u32, EventSwitch>());
 }
 
 #[test]
@@ -138,7 +147,7 @@ fn the_object_s_btf_shows_the_layouts_of_the_abi() {
     }
     compare! {
         FrontendKey FrontendValue SlotValue BackendValue FlowKey ConntrackEntry
-        WorkloadValue RouteKey RouteValue FragmentKey FragmentValue
+        WorkloadValue RouteKey RouteValue FragmentKey FragmentValue Event EventSwitch
         SocketNetnsKey SocketNetnsValue SocketValue FlowStats
     }
 }

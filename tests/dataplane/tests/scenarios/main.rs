@@ -2,6 +2,7 @@
 
 mod answers;
 mod cleaning;
+mod events;
 mod flows;
 mod forwarding;
 mod outside;
