@@ -11,6 +11,7 @@ mod shell;
 mod test;
 mod tidy;
 mod up;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ enum Command {
     Kubectl(kubectl::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Vm(vm::Options),
     Tidy(tidy::Options),
     Ci(ci::Options),
     BuildEbpf(build_ebpf::Options),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Kubectl(options) => kubectl::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Vm(options) => vm::run(&options),
         Command::Tidy(options) => tidy::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => ci::run(&options),
         Command::BuildEbpf(options) => build_ebpf::run(&options).map(|()| ExitCode::SUCCESS),

@@ -1,9 +1,9 @@
 //! `setup`: finds what building, running and testing need, and installs what is missing. Looks first
 //! and changes nothing that is there.
 
-mod apt;
+pub(crate) mod apt;
 mod requirements;
-mod suites;
+pub(crate) mod suites;
 #[expect(
     dead_code,
     reason = "shared with ebpf/object's build script, which also uses the paths"

@@ -1,8 +1,8 @@
 //! `test`: the four layers of tests, with counts. Knows nothing about single tests: cargo builds
 //! them, this file says what belongs to a layer and cleans up after it.
 
-mod count;
-mod programs;
+pub(crate) mod count;
+pub(crate) mod programs;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -73,7 +73,7 @@ impl Layer {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Unit => &[],
-            Self::Dataplane => &["tholepin-tests-dataplane"],
+            Self::Dataplane => &["tholepin-tests-dataplane", "tholepin-tests-kernels"],
             Self::Node => &["tholepin-harness", "tholepin-tests-node"],
             Self::Cluster => &["tholepin-tests-cluster"],
         }

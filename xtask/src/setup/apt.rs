@@ -8,12 +8,12 @@ use tholepin_harness::{command, tools};
 use crate::shell::show;
 
 /// Whether this is a system with apt.
-pub(super) fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     tools::find("apt-get").is_some() && tools::find("dpkg").is_some()
 }
 
 /// Whether the package can be installed from the machine's own sources.
-pub(super) fn has_candidate(package: &str) -> bool {
+pub(crate) fn has_candidate(package: &str) -> bool {
     let Ok(text) = command::run(Command::new("apt-cache").args(["policy", package])) else {
         return false;
     };
@@ -23,12 +23,12 @@ pub(super) fn has_candidate(package: &str) -> bool {
 }
 
 /// Reads the package lists.
-pub(super) fn update() -> Result<()> {
+pub(crate) fn update() -> Result<()> {
     show(as_root("apt-get")?.args(["-q", "update"])).context("cannot read the package lists")
 }
 
 /// Installs packages. Those that are there already cost nothing.
-pub(super) fn install(packages: &[&str]) -> Result<()> {
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     println!("==> installing {}", packages.join(" "));
     update()?;
     let mut command = as_root("apt-get")?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tholepin_harness::{command, tools};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -55,18 +55,62 @@ pub(super) fn fetch_own(package: &str, folder: &str) -> Result<()> {
     unpack(dir.path(), folder)
 }
 
+/// Fetches those packages of `suite` that `package` depends on, at any depth, and that `is_part` names, and
+/// unpacks them all as `target/tools/<folder>`.
+pub(crate) fn fetch_closure(
+    suite: &str,
+    package: &str,
+    is_part: fn(&str) -> bool,
+    folder: &str,
+) -> Result<()> {
+    let mirror = mirror()?;
+    let apt = OwnApt::prepare(suite, &mirror)?;
+    // Kernels are replaced by newer ones all the time, so old lists name files that are gone.
+    apt.run("apt-get", &["-q", "-q", "update"])
+        .with_context(|| format!("cannot read Debian {suite} at {mirror}"))?;
+    let listing = apt.run(
+        "apt-cache",
+        &[
+            "depends",
+            "--recurse",
+            "--no-recommends",
+            "--no-suggests",
+            package,
+        ],
+    )?;
+    let mut parts: Vec<&str> = listing
+        .lines()
+        .filter(|line| !line.starts_with([' ', '<']) && *line != package && is_part(line))
+        .collect();
+    parts.sort_unstable();
+    parts.dedup();
+    ensure!(
+        !parts.is_empty(),
+        "{package} of Debian {suite} depends on nothing to unpack"
+    );
+    let dir = tempfile::tempdir()?;
+    let mut download = apt.command("apt-get");
+    download.args(["-q", "-q", "download"]).args(&parts);
+    command::run(download.current_dir(dir.path()))?;
+    unpack(dir.path(), folder)
+}
+
+/// Unpacks every archive in `dir`.
 fn unpack(dir: &Path, folder: &str) -> Result<()> {
-    let archive = fs::read_dir(dir)?
+    let archives: Vec<_> = fs::read_dir(dir)?
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded nothing")?;
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    ensure!(!archives.is_empty(), "apt-get downloaded nothing");
     let target = tools::tools_dir().join(folder);
     if target.exists() {
         fs::remove_dir_all(&target)?;
     }
     fs::create_dir_all(&target)?;
-    command::run(Command::new("dpkg").arg("-x").arg(archive).arg(&target))?;
+    for archive in archives {
+        command::run(Command::new("dpkg").arg("-x").arg(archive).arg(&target))?;
+    }
     Ok(())
 }
 

@@ -2,16 +2,16 @@
 
 /// Tests by outcome.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) passed: u64,
-    pub(super) failed: u64,
-    pub(super) ignored: u64,
-    pub(super) failures: Vec<String>,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+    pub(crate) failures: Vec<String>,
 }
 
 impl Count {
     /// Takes a line of the output into account.
-    pub(super) fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("test result: ") {
             self.passed += number_before(rest, " passed");
             self.failed += number_before(rest, " failed");
@@ -34,7 +34,7 @@ fn number_before(text: &str, word: &str) -> u64 {
 }
 
 /// Lines that say only that all is well.
-pub(super) fn is_noise(line: &str) -> bool {
+pub(crate) fn is_noise(line: &str) -> bool {
     line.is_empty()
         || line == "running 0 tests"
         || line

@@ -25,28 +25,34 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// One test program.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Program {
-    pub(super) package: String,
+pub(crate) struct Program {
+    pub(crate) package: String,
     /// The target's name: the crate, or a file of `tests/`.
-    pub(super) target: String,
-    executable: PathBuf,
+    pub(crate) target: String,
+    pub(crate) executable: PathBuf,
     /// The package's folder, in which cargo would run it as well.
     folder: PathBuf,
 }
 
 /// What one build made.
 #[derive(Debug, Default)]
-pub(super) struct Built {
-    pub(super) tests: Vec<Program>,
+pub(crate) struct Built {
+    pub(crate) tests: Vec<Program>,
     /// The folder of the programs that clusters run.
-    pub(super) binaries: Option<PathBuf>,
+    pub(crate) binaries: Option<PathBuf>,
 }
 
 /// Builds the tests of all default members, and the programs that they need.
-pub(super) fn build() -> Result<Built> {
+pub(crate) fn build() -> Result<Built> {
+    build_targets(&["--lib", "--bins", "--tests"])
+}
+
+/// Builds the tests that cargo's options name.
+pub(crate) fn build_targets(options: &[&str]) -> Result<Built> {
     let names = package_names()?;
     let mut child = cargo()
-        .args(["test", "--no-run", "--lib", "--bins", "--tests"])
+        .args(["test", "--no-run"])
+        .args(options)
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())
         .spawn()
@@ -111,7 +117,7 @@ fn package_names() -> Result<BTreeMap<String, String>> {
 
 impl Program {
     /// A command that runs it as cargo would.
-    pub(super) fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
         command
             .current_dir(&self.folder)
@@ -122,7 +128,7 @@ impl Program {
 }
 
 /// Runs a test program, passes on what it prints and counts the tests in it.
-pub(super) fn run_counting(command: &mut Command, count: &mut Count) -> Result<ExitStatus> {
+pub(crate) fn run_counting(command: &mut Command, count: &mut Count) -> Result<ExitStatus> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
