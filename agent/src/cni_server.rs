@@ -14,7 +14,7 @@ use tholepin_api::proto;
 use tholepin_api::proto::cni_server::{Cni, CniServer};
 use tholepin_api::proto::debug_server::{Debug, DebugServer};
 use tholepin_model::plan::services::FrontendState;
-use tholepin_model::service::Owner;
+use tholepin_model::service::{Owner, Service, ServicePort};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -29,6 +29,7 @@ use crate::network::names::gateway_of;
 use crate::network::owner::OwnerHandle;
 use crate::network::{AttachRequest, Attachment, AttachmentKey, NetworkError, PodNetwork};
 use crate::reconcile::services::{PinnedServiceMaps, ServiceMaps, ServicesStatus};
+use crate::watch::changes::ServiceChanges;
 
 /// How often the queue of deletions is looked at: it may be written just after we have.
 const REPLAY_INTERVAL: Duration = Duration::from_secs(60);
@@ -41,6 +42,8 @@ pub struct AgentServer {
     pub run_dir: PathBuf,
     pub status: watch::Receiver<NetworkStatus>,
     pub services: watch::Receiver<ServicesStatus>,
+    /// Where the names of Services come from.
+    pub names: ServiceChanges,
 }
 
 /// Why the socket is not served.
@@ -325,6 +328,19 @@ impl Debug for AgentServer {
         Ok(Response::new(proto::WorkloadsResponse { workloads }))
     }
 
+    async fn names(
+        &self,
+        _request: Request<proto::NamesRequest>,
+    ) -> Result<Response<proto::NamesResponse>, Status> {
+        let services = self.names.known();
+        Ok(Response::new(proto::NamesResponse {
+            services: services
+                .iter()
+                .flat_map(|service| names_of(service))
+                .collect(),
+        }))
+    }
+
     async fn drops(
         &self,
         _request: Request<proto::DropsRequest>,
@@ -341,6 +357,33 @@ impl Debug for AgentServer {
             drops: drops.collect(),
         }))
     }
+}
+
+/// Every address and port by which a Service is reached.
+fn names_of(service: &Service) -> Vec<proto::ServiceName> {
+    let name = service.name.to_string();
+    let at = |address: &std::net::IpAddr, port: &ServicePort| proto::ServiceName {
+        address: address.to_string(),
+        port: port.port.into(),
+        protocol: port.protocol.to_string(),
+        service: name.clone(),
+        port_name: port.name.clone(),
+    };
+    let mut names = Vec::new();
+    for port in &service.ports {
+        let addresses = [
+            &service.cluster_ips,
+            &service.external_ips,
+            &service.load_balancer_ips,
+        ];
+        names.extend(
+            addresses
+                .into_iter()
+                .flatten()
+                .map(|address| at(address, port)),
+        );
+    }
+    names
 }
 
 fn key_of(key: Option<proto::AttachmentKey>) -> Result<AttachmentKey, Status> {

@@ -227,6 +227,7 @@ pub fn start_with(
 ) -> NetworkHandle {
     let mut tasks = JoinSet::new();
     let runtime = tokio::runtime::Handle::current();
+    let names = changes.clone();
     let workloads = Workloads::default();
     let (flows_sender, flows) = watch::channel(FlowTable::default());
     let (owner, pod_network, status) = NetworkTask::new(
@@ -261,6 +262,7 @@ pub fn start_with(
         run_dir: config.run_dir,
         status: status.clone(),
         services: services.clone(),
+        names,
     };
     tasks.spawn(server.run(cancel));
     NetworkHandle {

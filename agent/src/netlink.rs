@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+pub mod filter;
 pub mod link;
 pub mod neigh;
 pub mod netns;

@@ -21,7 +21,7 @@ use super::pin::{PinDirectory, PinError};
 /// Filters of ours on a clsact qdisc.
 const PRIORITY: u16 = 1;
 /// The same on an interface that is not ours alone, where the first priorities may be taken.
-const UNDERLAY_PRIORITY: u16 = 0x7468;
+pub const UNDERLAY_PRIORITY: u16 = 0x7468;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Why a program is not on an interface.
@@ -231,7 +231,8 @@ fn ensure_filter(
     Ok(())
 }
 
-fn remove_filter(name: &'static str, interface: &str) -> Result<(), AttachError> {
+/// Takes our filter off an interface; one that is not there is done.
+pub fn remove_filter(name: &'static str, interface: &str) -> Result<(), AttachError> {
     match tc::qdisc_detach_program(interface, hook(name), name) {
         Ok(()) => Ok(()),
         Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -7,6 +7,7 @@ use aya::maps::{Map, MapData, MapError};
 pub mod backend_slots;
 pub mod backends;
 pub mod batch;
+pub mod batch_read;
 pub mod drops;
 pub mod frontends;
 pub mod pod_routes;

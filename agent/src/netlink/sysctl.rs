@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::NetlinkError;
 
+pub mod journal;
+
 fn path(name: &str) -> PathBuf {
     Path::new("/proc/sys/net").join(name)
 }

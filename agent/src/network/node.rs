@@ -74,6 +74,9 @@ impl NodeNetwork {
         features.redirect_peer &= config.redirect_peer;
         let netlink = Netlink::open()?;
         let mtu = overlay_mtu(&netlink, &config.node_addresses).await?;
+        let boot_id = boot_id()?;
+        let ours = |name: &str| name.starts_with("thp");
+        sysctl::journal::Journal::at(&config.state_dir).remember(&boot_id, ours)?;
         let has = |v4: bool| ranges.iter().any(|range| range.addr().is_ipv4() == v4);
         sysctl::enable_forwarding(has(true), has(false))?;
         sysctl::reserve_ports(MASQUERADE_FIRST_PORT..=u16::MAX)?;
@@ -114,7 +117,6 @@ impl NodeNetwork {
         netlink.prune_addresses(&host, &gateways).await?;
         route_pod_network(&netlink, &host, config, ranges, &gateways).await?;
 
-        let boot_id = boot_id()?;
         let (ipam, void) = Ipam::open(&config.state_dir.join("leases"), &boot_id, ranges)?;
         if !void.is_empty() {
             tracing::info!(pods = ?void, "dropped address leases from before the last boot");
@@ -296,7 +298,7 @@ async fn overlay_mtu(netlink: &Netlink, addresses: &[IpAddr]) -> Result<u32, Set
 }
 
 /// Changes with every boot; leases of another one are void.
-fn boot_id() -> Result<String, SetupError> {
+pub fn boot_id() -> Result<String, SetupError> {
     std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))
         .map(|text| text.trim().to_owned())
         .map_err(|source| SetupError::BootId { source })

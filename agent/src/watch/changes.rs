@@ -7,6 +7,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tholepin_model::service::table::{Changes, Delta};
+use tholepin_model::service::{Service, ServiceName};
 use tokio::sync::Notify;
 
 use super::follow::Change;
@@ -21,6 +22,8 @@ pub struct ServiceChanges {
 struct Inner {
     changes: Mutex<Changes>,
     notify: Notify,
+    /// What there is, for whoever asks for names.
+    known: Mutex<BTreeMap<ServiceName, Arc<Service>>>,
 }
 
 impl ServiceChanges {
@@ -34,6 +37,31 @@ impl ServiceChanges {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         self.inner.notify.notify_one();
+    }
+
+    /// Keeps a Service for those who ask for names: changes are gone once they are taken.
+    pub(super) fn know(&self, change: &Change<ServiceName, Service>) {
+        let mut known = self
+            .inner
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Change::Apply(name, service) => drop(known.insert(name.clone(), service.clone())),
+            Change::Remove(name) => drop(known.remove(name)),
+            Change::Replace(all) => known.clone_from(all),
+        }
+    }
+
+    /// Every Service there is.
+    #[must_use]
+    pub fn known(&self) -> Vec<Arc<Service>> {
+        let known = self
+            .inner
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.values().cloned().collect()
     }
 
     /// Takes everything out.

@@ -66,6 +66,7 @@ pub async fn watch(client: Client, changes: ServiceChanges, cancel: Cancellation
         }
     };
     let apply = |change| {
+        changes.know(&change);
         changes.change(|changes| {
             changes.sync.services |= matches!(change, Change::Replace(_));
             record(&mut changes.services, change);
