@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
@@ -368,12 +368,6 @@ impl Stage {
         self.clear::<FlowKey, ConntrackEntry>(names::CONNTRACK);
     }
 
-    /// Total nanoseconds and runs of a hook, counted while statistics are on.
-    pub fn run_stats(&mut self, hook: Hook) -> (u64, u64) {
-        let info = self.program(hook).info().expect("the program is loaded");
-        (info.run_time().as_nanos() as u64, info.run_count())
-    }
-
     fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
         let mut map = self.hash::<K, V>(name);
         let keys: Vec<K> = map.keys().map(|key| key.expect("readable")).collect();
@@ -432,28 +426,6 @@ impl Stage {
         let program = self.ebpf.program_mut(names::CLEANER);
         let program = program.expect("the object has the cleaner");
         program.try_into().expect("it is of the hooks' type")
-    }
-
-    /// Packets dropped for a reason.
-    pub fn drops(&mut self, reason: DropReason) -> u64 {
-        let map = self
-            .ebpf
-            .map_mut(names::DROPS)
-            .expect("the object counts drops");
-        let drops: PerCpuArray<_, u64> = map.try_into().expect("a per-CPU array");
-        drops
-            .get(&(reason as u32), 0)
-            .expect("a slot for each reason")
-            .iter()
-            .sum()
-    }
-
-    /// All reasons with drops.
-    pub fn all_drops(&mut self) -> Vec<(DropReason, u64)> {
-        let all = DropReason::ALL
-            .iter()
-            .map(|reason| (*reason, self.drops(*reason)));
-        all.filter(|(_, count)| *count > 0).collect()
     }
 
     /// The tracked flows, both halves.
