@@ -131,7 +131,8 @@ pub const FLOW_HANDED: u32 = 1 << 11;
 /// The client is this node itself, by an address that does not show it: policies leave it alone.
 pub const FLOW_FROM_NODE: u32 = 1 << 9;
 /// What is said of a flow as a whole, and so in both halves.
-pub const FLOW_OF_BOTH: u32 = FLOW_SOURCE_TRANSLATED | FLOW_DIRECT | FLOW_FROM_NODE;
+pub const FLOW_OF_BOTH: u32 =
+    FLOW_SOURCE_TRANSLATED | FLOW_DIRECT | FLOW_FROM_NODE | FLOW_DSR | FLOW_EXTERNAL;
 
 /// One tick is 2^30 ns, about 1.07 s: what [`ConntrackEntry::last_seen`] counts.
 pub const TICK_SHIFT: u32 = 30;
@@ -152,3 +153,9 @@ pub const TCP_OPENING_IDLE: u32 = ticks(120);
 pub const TCP_CLOSING_IDLE: u32 = ticks(120);
 /// An established TCP flow idle for longer is dead: five days, the kernel's default.
 pub const TCP_ESTABLISHED_IDLE: u32 = ticks(5 * 24 * 3600);
+/// An SCTP association that never got past its INIT is dead after this.
+pub const SCTP_OPENING_IDLE: u32 = ticks(10);
+/// An SCTP association that shuts down is dead after this.
+pub const SCTP_CLOSING_IDLE: u32 = ticks(3);
+/// An SCTP association without even a heartbeat is dead after this, the kernel's default.
+pub const SCTP_ESTABLISHED_IDLE: u32 = ticks(210);

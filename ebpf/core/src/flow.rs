@@ -4,13 +4,14 @@ use tholepin_ebpf_abi::backend::BACKEND_SERVING;
 use tholepin_ebpf_abi::conntrack::*;
 use tholepin_ebpf_abi::{BackendValue, ConntrackEntry};
 
-use crate::packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::packet::{SCTP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, has_connections};
 
-/// The `FLOW_*` bits a packet sets in the half of its direction.
+/// The `FLOW_*` bits a packet sets in the half of its direction. The flags of an SCTP packet are
+/// those of [`crate::packet::flags_of_chunk`], here and below.
 #[must_use]
 #[inline(always)]
 pub const fn observed(protocol: u8, tcp_flags: u8) -> u32 {
-    if protocol != TCP {
+    if !has_connections(protocol) {
         return FLOW_SEEN;
     }
     let mut bits = if tcp_flags & TCP_SYN != 0 {
@@ -27,14 +28,14 @@ pub const fn observed(protocol: u8, tcp_flags: u8) -> u32 {
     bits
 }
 
-/// Whether a TCP packet asks for a new connection.
+/// Whether a packet asks for a new connection.
 #[must_use]
 #[inline(always)]
 pub const fn opens(protocol: u8, tcp_flags: u8) -> bool {
-    protocol == TCP && tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    has_connections(protocol) && tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
-/// Whether a TCP connection was seen to end, in either direction.
+/// Whether a connection was seen to end, in either direction.
 #[must_use]
 #[inline(always)]
 pub const fn is_closing(flags_of_both: u32) -> bool {
@@ -45,14 +46,18 @@ pub const fn is_closing(flags_of_both: u32) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn idle_limit(protocol: u8, flags_of_both: u32) -> u32 {
-    if protocol != TCP {
+    let (opening, established, closing) = match protocol {
+        SCTP => (SCTP_OPENING_IDLE, SCTP_ESTABLISHED_IDLE, SCTP_CLOSING_IDLE),
+        _ => (TCP_OPENING_IDLE, TCP_ESTABLISHED_IDLE, TCP_CLOSING_IDLE),
+    };
+    if !has_connections(protocol) {
         UDP_IDLE
     } else if is_closing(flags_of_both) {
-        TCP_CLOSING_IDLE
+        closing
     } else if flags_of_both & FLOW_ESTABLISHED == 0 {
-        TCP_OPENING_IDLE
+        opening
     } else {
-        TCP_ESTABLISHED_IDLE
+        established
     }
 }
 
@@ -60,7 +65,8 @@ pub const fn idle_limit(protocol: u8, flags_of_both: u32) -> u32 {
 #[must_use]
 #[inline(always)]
 pub const fn is_over(protocol: u8, flags_of_both: u32, idle: u32) -> bool {
-    protocol == TCP && is_closing(flags_of_both) || idle > idle_limit(protocol, flags_of_both)
+    has_connections(protocol) && is_closing(flags_of_both)
+        || idle > idle_limit(protocol, flags_of_both)
 }
 
 /// Whether the backend an entry was made for is still the one behind its id, and serves.
@@ -79,8 +85,13 @@ pub fn is_current(entry: &ConntrackEntry, backend: Option<&BackendValue>) -> boo
 /// that a stray packet provoked; one that opens a new connection on a used tuple does not.
 #[must_use]
 #[inline(always)]
-pub const fn syn_keeps_backend(flags_of_both: u32, idle: u32, backend_is_current: bool) -> bool {
-    backend_is_current && !is_over(TCP, flags_of_both, idle)
+pub const fn syn_keeps_backend(
+    protocol: u8,
+    flags_of_both: u32,
+    idle: u32,
+    backend_is_current: bool,
+) -> bool {
+    backend_is_current && !is_over(protocol, flags_of_both, idle)
 }
 
 #[cfg(test)]
@@ -88,7 +99,7 @@ mod tests {
     use tholepin_ebpf_abi::{Address, Be16};
 
     use super::*;
-    use crate::packet::UDP;
+    use crate::packet::{SCTP, TCP, UDP, flags_of_chunk};
 
     fn backend(generation: u32, flags: u8) -> BackendValue {
         let (address, port) = (Address::from_v4([10, 244, 1, 7]), Be16::new(80));
@@ -124,23 +135,20 @@ mod tests {
 
     #[test]
     fn a_retransmitted_syn_keeps_its_backend() {
-        assert!(syn_keeps_backend(FLOW_SYN, ticks(3), true));
+        assert!(syn_keeps_backend(TCP, FLOW_SYN, ticks(3), true));
     }
 
     #[test]
     fn a_syn_is_balanced_anew_after_the_end_of_the_last_connection() {
         for over in [FLOW_FIN, FLOW_RST] {
-            assert!(!syn_keeps_backend(
-                FLOW_SYN | FLOW_ESTABLISHED | over,
-                0,
-                true
-            ));
+            let flags = FLOW_SYN | FLOW_ESTABLISHED | over;
+            assert!(!syn_keeps_backend(TCP, flags, 0, true));
         }
     }
 
     #[test]
     fn a_syn_is_balanced_anew_when_the_backend_is_gone() {
-        assert!(!syn_keeps_backend(FLOW_SYN, 0, false));
+        assert!(!syn_keeps_backend(TCP, FLOW_SYN, 0, false));
     }
 
     #[test]
@@ -153,6 +161,19 @@ mod tests {
         assert!(!is_current(&entry, Some(&backend(5, BACKEND_SERVING))));
         assert!(!is_current(&entry, Some(&backend(4, 0))));
         assert!(!is_current(&entry, None));
+    }
+
+    #[test]
+    fn an_association_is_followed_from_init_to_shutdown_or_abort() {
+        let seen = |chunk| observed(SCTP, flags_of_chunk(chunk));
+        assert_eq!((seen(1), seen(2)), (FLOW_SYN, FLOW_SYN));
+        assert_eq!((seen(0), seen(10)), (FLOW_ESTABLISHED, FLOW_ESTABLISHED));
+        assert!(is_closing(seen(6)) && is_closing(seen(7)) && is_closing(seen(14)));
+        assert!(opens(SCTP, flags_of_chunk(1)) && !opens(SCTP, flags_of_chunk(2)));
+        assert!(is_over(SCTP, FLOW_SYN | FLOW_ESTABLISHED, ticks(300)));
+        assert!(!is_over(SCTP, FLOW_SYN | FLOW_ESTABLISHED, ticks(200)));
+        assert!(is_over(SCTP, FLOW_SYN, ticks(60)));
+        assert!(syn_keeps_backend(SCTP, FLOW_SYN, 1, true));
     }
 
     #[test]

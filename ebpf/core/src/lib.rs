@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod answer;
+pub mod crc32c;
 pub mod csum;
 pub mod flow;
 pub mod icmp;

@@ -21,6 +21,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// ICMPv6.
 pub const ICMPV6: u8 = 58;
+/// SCTP.
+pub const SCTP: u8 = 132;
 
 /// TCP flag bits.
 pub const TCP_FIN: u8 = 0x01;
@@ -218,7 +220,31 @@ impl Walk {
 #[must_use]
 #[inline(always)]
 pub const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP)
+    matches!(protocol, TCP | UDP | SCTP)
+}
+
+/// Whether `protocol` opens and closes its connections, so that a flow stays with its backend.
+#[must_use]
+#[inline(always)]
+pub const fn has_connections(protocol: u8) -> bool {
+    matches!(protocol, TCP | SCTP)
+}
+
+/// Offset of the type of an SCTP packet's first chunk from the start of its header.
+pub const SCTP_CHUNK: u32 = 12;
+
+/// What the first chunk of an SCTP packet does to its association, as the TCP flags that do the same
+/// to a connection. What opens or ends an association is always the first chunk of its packet.
+#[must_use]
+#[inline(always)]
+pub const fn flags_of_chunk(chunk: u8) -> u8 {
+    match chunk {
+        1 => TCP_SYN,           // INIT
+        2 => TCP_SYN | TCP_ACK, // INIT ACK
+        6 => TCP_RST,           // ABORT
+        7 | 8 | 14 => TCP_FIN,  // SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE
+        _ => TCP_ACK,
+    }
 }
 
 /// Whether `address` is for the link, or for many: what a router does not forward.

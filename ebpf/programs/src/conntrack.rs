@@ -2,7 +2,7 @@
 
 use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, UDP_IDLE};
 use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
-use tholepin_ebpf_core::packet::TCP;
+use tholepin_ebpf_core::packet::has_connections;
 use tholepin_ebpf_core::{Origin, Translation, flow, rewrite};
 
 use crate::balance;
@@ -44,10 +44,11 @@ pub fn advance(
 
 #[inline(always)]
 fn keeps_backend(packet: &Packet, entry: &ConntrackEntry, now: u32, idle: u32) -> bool {
-    if packet.flow.protocol != TCP {
+    if !has_connections(packet.flow.protocol) {
         return idle <= UDP_IDLE && is_current(entry);
     }
-    !flow::opens(TCP, packet.tcp_flags) || syn_keeps_backend(&packet.flow, now) != 0
+    !flow::opens(packet.flow.protocol, packet.tcp_flags)
+        || syn_keeps_backend(&packet.flow, now) != 0
 }
 
 /// Whether the flow's backend is still there and serves. Flows that are only masqueraded have none.
@@ -65,7 +66,8 @@ fn syn_keeps_backend(key: &FlowKey, now: u32) -> u32 {
     let entry = half.entry();
     let idle = now.saturating_sub(entry.last_seen);
     let flags = flags_of_both(key, half);
-    u32::from(flow::syn_keeps_backend(flags, idle, is_current(entry)))
+    let keeps = flow::syn_keeps_backend(key.protocol, flags, idle, is_current(entry));
+    u32::from(keeps)
 }
 
 /// The `FLOW_*` bits of both directions.

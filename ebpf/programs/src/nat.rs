@@ -2,8 +2,8 @@
 
 use tholepin_ebpf_abi::DropReason;
 use tholepin_ebpf_core::csum::{self, Coverage, Sum};
-use tholepin_ebpf_core::packet::{ETHERNET_LEN, TCP};
-use tholepin_ebpf_core::{Translation, rewrite};
+use tholepin_ebpf_core::packet::{ETHERNET_LEN, SCTP, TCP};
+use tholepin_ebpf_core::{Translation, crc32c, rewrite};
 
 use crate::parse::{ECHO_IDENTIFIER, PLAIN_V4, PLAIN_V6, Packet};
 use crate::skb::{Checksum, Skb};
@@ -101,6 +101,13 @@ fn transport(
             offset => skb.store(offset, &to.ports())?,
         }
     }
+    if packet.flow.protocol == SCTP {
+        return if ports_change {
+            sctp(skb, packet, to)
+        } else {
+            Ok(())
+        };
+    }
     let tcp = packet.flow.protocol == TCP;
     let ports = if ports_change {
         to.port_change(&packet.flow)
@@ -166,4 +173,34 @@ pub fn checksum<const AT: usize>(
             skb.write_u16::<AT, 1>([if zero { 0xffff } else { updated }])
         }
     }
+}
+
+/// Offset of an SCTP packet's checksum within its header.
+const SCTP_CHECKSUM: u32 = 8;
+
+/// SCTP's checksum after its ports changed. It covers no addresses.
+#[inline(always)]
+fn sctp(skb: &Skb, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
+    let offset = packet.transport + SCTP_CHECKSUM;
+    let stored: u32 = skb.load(offset).ok_or(DropReason::RewriteFailed)?;
+    // What a device will compute is not there yet.
+    if stored == 0 {
+        return Ok(());
+    }
+    let before = rewrite::ports_word(packet.flow.source_port, packet.flow.destination_port);
+    let len = (packet.total_len + ETHERNET_LEN).saturating_sub(packet.transport);
+    let updated = crc32c_updated(stored, before ^ to.ports(), len);
+    skb.store(offset, &updated)
+}
+
+/// A global function, which the verifier looks at once and not in every packet's way.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn crc32c_updated(stored: u32, difference: u32, len: u32) -> u32 {
+    crc32c::updated(stored, difference, len)
 }

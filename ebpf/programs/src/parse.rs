@@ -3,7 +3,8 @@
 use tholepin_ebpf_abi::{Address, Be16, DropReason, FlowKey, FragmentKey, FragmentValue};
 use tholepin_ebpf_core::icmp::{self, Echo};
 use tholepin_ebpf_core::packet::{
-    self, ETHERNET_LEN, Fragment, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Network, TCP, Transport,
+    self, ETHERNET_LEN, Fragment, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Network, SCTP, SCTP_CHUNK, TCP,
+    Transport,
 };
 
 use crate::maps::FRAGMENTS;
@@ -32,6 +33,7 @@ pub struct Packet {
     pub ifindex: u32,
     pub v4: bool,
     pub hop_limit: u8,
+    /// Those of a TCP segment, or what an SCTP packet has in their place.
     pub tcp_flags: u8,
     /// For ICMP in either version.
     pub icmp_type: u8,
@@ -171,6 +173,11 @@ fn finish(
         packet.flow = flow(first_word(skb, packet.transport)?);
         if protocol == TCP {
             packet.tcp_flags = tcp_flags(skb, packet.transport)?;
+        } else if protocol == SCTP {
+            let chunk: u8 = skb
+                .load(packet.transport + SCTP_CHUNK)
+                .ok_or(DropReason::Malformed)?;
+            packet.tcp_flags = packet::flags_of_chunk(chunk);
         }
         if let Fragment::First(identification) = transport.fragment {
             remember_ports(packet, identification);

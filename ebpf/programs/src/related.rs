@@ -4,7 +4,7 @@ use tholepin_ebpf_abi::conntrack::FLOW_DIRECT;
 use tholepin_ebpf_abi::{DropReason, FlowKey};
 use tholepin_ebpf_core::csum::{self, Sum};
 use tholepin_ebpf_core::icmp::{self, TranslatedError};
-use tholepin_ebpf_core::packet::{self, ETHERNET_LEN, Fragment, Network, TCP, UDP_LEN};
+use tholepin_ebpf_core::packet::{self, ETHERNET_LEN, Fragment, Network, SCTP, TCP, UDP_LEN};
 use tholepin_ebpf_core::rewrite::ports_of_word;
 use tholepin_ebpf_core::{Translation, rewrite};
 
@@ -122,7 +122,11 @@ fn rewrite_quoted(
     // Not every sender quotes as far as TCP's checksum, and UDP over IPv4 may have none.
     let tcp = key.protocol == TCP;
     let offset = at.transport + if tcp { 16 } else { 6 };
-    let stored: u16 = skb.load(offset).unwrap_or(0);
+    // SCTP's is farther off than senders quote, and nobody checks it there.
+    let stored: u16 = match key.protocol {
+        SCTP => 0,
+        _ => skb.load(offset).unwrap_or(0),
+    };
     if stored != 0 {
         let updated = csum::updated(stored, addresses.add(ports.difference()));
         change = replaced(change, stored, updated);

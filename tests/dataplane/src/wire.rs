@@ -18,6 +18,11 @@ pub enum Body {
         acknowledgement: u32,
         payload: Vec<u8>,
     },
+    /// The type of the first chunk, which has nothing but its header before the payload.
+    Sctp {
+        chunk: u8,
+        payload: Vec<u8>,
+    },
     /// Type, code, the word after the checksum, and the rest.
     Icmp {
         kind: u8,
@@ -101,6 +106,12 @@ pub fn tcp(flags: &str, text: &str) -> Packet {
     )
 }
 
+/// An SCTP packet with a chunk of a type and a short payload.
+pub fn sctp(chunk: u8, text: &str) -> Packet {
+    let payload = b"associate".to_vec();
+    packet(text, Body::Sctp { chunk, payload })
+}
+
 /// An ICMP echo request of the family.
 pub fn ping(text: &str) -> Packet {
     let (source, _) = ends(text);
@@ -152,7 +163,10 @@ impl Packet {
     #[must_use]
     pub fn payload(mut self, bytes: &[u8]) -> Self {
         match &mut self.body {
-            Body::Udp { payload } | Body::Tcp { payload, .. } | Body::Other { payload, .. } => {
+            Body::Udp { payload }
+            | Body::Tcp { payload, .. }
+            | Body::Sctp { payload, .. }
+            | Body::Other { payload, .. } => {
                 *payload = bytes.to_vec();
             }
             Body::Icmp { rest, .. } => *rest = bytes.to_vec(),
@@ -164,6 +178,7 @@ impl Packet {
         match self.body {
             Body::Udp { .. } => 17,
             Body::Tcp { .. } => 6,
+            Body::Sctp { .. } => 132,
             Body::Icmp { .. } if self.is_v4() => 1,
             Body::Icmp { .. } => 58,
             Body::Other { protocol, .. } => protocol,
@@ -209,6 +224,16 @@ impl Packet {
                 bytes.extend(word.to_be_bytes());
                 bytes.extend(rest);
                 Some(2)
+            }
+            Body::Sctp { chunk, payload } => {
+                bytes.extend(source.to_be_bytes());
+                bytes.extend(destination.to_be_bytes());
+                bytes.extend([0, 0, 0, 7, 0, 0, 0, 0, *chunk, 0]);
+                bytes.extend((4 + payload.len() as u16).to_be_bytes());
+                bytes.extend(payload);
+                let sum = crc32c(&bytes);
+                bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+                None
             }
             Body::Other { payload, .. } => {
                 bytes.extend(payload);
@@ -344,6 +369,10 @@ impl Packet {
                 acknowledgement: u32::from_be_bytes(array(transport, 8)?),
                 payload: transport[20..].to_vec(),
             })?,
+            132 => ports(Body::Sctp {
+                chunk: transport[12],
+                payload: transport[16..].to_vec(),
+            })?,
             1 | 58 => (
                 0,
                 0,
@@ -383,6 +412,7 @@ impl fmt::Display for Packet {
         let name = match self.body {
             Body::Udp { .. } => "udp",
             Body::Tcp { .. } => "tcp",
+            Body::Sctp { .. } => "sctp",
             Body::Icmp { .. } => "icmp",
             Body::Other { .. } => "ip",
         };
@@ -466,4 +496,16 @@ fn checksum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// CRC32c (RFC 9260, appendix A), a bit at a time.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
 }
