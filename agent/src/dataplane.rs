@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tholepin_model::desired::Desired;
 use tholepin_model::service::{Forwarding, NodeView};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,12 +20,14 @@ use crate::network::PodNetwork;
 use crate::network::owner::NetworkTask;
 use crate::observe::proxy_metrics::ProxyMetrics;
 use crate::observe::service_health::{self, Health};
+use crate::reconcile::policies::program::{PinnedPolicyMaps, Programmer as PolicyProgrammer};
+use crate::reconcile::policies::{Input, PoliciesStatus, PoliciesTask, PolicyGate};
 use crate::reconcile::routes::RoutesTask;
 use crate::reconcile::services::{
     Generations, PinnedServiceMaps, Programmer, ServicesStatus, ServicesTask,
 };
 use crate::watch::changes::ServiceChanges;
-use crate::watch::{endpoint_slices, nodes, services};
+use crate::watch::{endpoint_slices, namespaces, network_policies, nodes, policy_pods, services};
 
 pub mod attach;
 mod bpf_link;
@@ -40,6 +42,7 @@ pub mod xdp;
 
 use cleaner::FlowTable;
 use maps::pod_routes::PodRoutes;
+use maps::policies::Policies;
 use maps::workloads::Workloads;
 use pin::PinDirectory;
 use socket_lb::SocketLb;
@@ -162,6 +165,8 @@ pub struct NetworkHandle {
     pub flows: watch::Receiver<FlowTable>,
     /// Where the host ports of this node's pods go. Nothing is programmed before they are told.
     pub service_changes: ServiceChanges,
+    /// What NetworkPolicies are in the maps, and which deny more than they say.
+    pub policies: watch::Receiver<PoliciesStatus>,
     /// Ends when the token is cancelled. Traffic and pods stay as they are.
     pub tasks: JoinSet<()>,
 }
@@ -187,7 +192,16 @@ pub fn start(
     let changes = ServiceChanges::default();
     let (node_name, port) = (config.node_name.clone(), config.proxy_healthz_port);
     let health_check_addresses = config.served_node_port_addresses();
-    let mut handle = start_with(config, desired.clone(), changes.clone(), cancel.clone());
+    let (gate, inputs) = PolicyGate::new();
+    let (wanted_sender, wanted) = watch::channel(false);
+    let policies = (gate.clone(), Some((inputs, wanted_sender)));
+    let mut handle = launch(
+        config,
+        desired.clone(),
+        changes.clone(),
+        policies,
+        cancel.clone(),
+    );
     let health = Health {
         node_name,
         services: handle.services.clone(),
@@ -203,6 +217,23 @@ pub fn start(
         cancel.clone(),
     ));
     let tasks = &mut handle.tasks;
+    tasks.spawn(network_policies::watch(
+        client.clone(),
+        gate.clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(namespaces::watch(
+        client.clone(),
+        gate.clone(),
+        wanted.clone(),
+        cancel.clone(),
+    ));
+    tasks.spawn(policy_pods::watch(
+        client.clone(),
+        gate,
+        wanted,
+        cancel.clone(),
+    ));
     tasks.spawn(services::watch(
         client.clone(),
         changes.clone(),
@@ -217,12 +248,26 @@ pub fn start(
     handle
 }
 
-/// Like [`start`], with desired state from anywhere.
+/// Like [`start`], with desired state from anywhere and without NetworkPolicies.
 #[must_use]
 pub fn start_with(
     config: NetworkConfig,
     desired: watch::Receiver<Desired>,
     changes: ServiceChanges,
+    cancel: CancellationToken,
+) -> NetworkHandle {
+    let none = (PolicyGate::default(), None);
+    launch(config, desired, changes, none, cancel)
+}
+
+/// What comes through the gate, and where the reconciler says that there are policies.
+type PolicyInputs = (mpsc::UnboundedReceiver<Input>, watch::Sender<bool>);
+
+fn launch(
+    config: NetworkConfig,
+    desired: watch::Receiver<Desired>,
+    changes: ServiceChanges,
+    (gate, policy_inputs): (PolicyGate, Option<PolicyInputs>),
     cancel: CancellationToken,
 ) -> NetworkHandle {
     let mut tasks = JoinSet::new();
@@ -234,6 +279,7 @@ pub fn start_with(
         config.clone(),
         desired.clone(),
         workloads.clone(),
+        gate,
         flows_sender,
     );
     // Owner and reconcilers make blocking system calls, so each has a thread of its own.
@@ -255,6 +301,13 @@ pub fn start_with(
         let (runtime, reconcilers) = (runtime.clone(), reconcilers.clone());
         move || runtime.block_on(reconcilers.run_services())
     });
+    let (policies_status, policies) = watch::channel(PoliciesStatus::default());
+    if let Some(inputs) = policy_inputs {
+        let (runtime, reconcilers) = (runtime.clone(), reconcilers.clone());
+        tasks.spawn_blocking(move || {
+            runtime.block_on(reconcilers.run_policies(inputs, policies_status))
+        });
+    }
     tasks.spawn_blocking(move || runtime.block_on(reconcilers.run_routes()));
     let server = AgentServer {
         pod_network: pod_network.for_cni(),
@@ -271,6 +324,7 @@ pub fn start_with(
         services,
         flows,
         service_changes: changes,
+        policies,
         tasks,
     }
 }
@@ -327,6 +381,38 @@ impl Reconcilers {
             recorder: config.recorder,
             desired: self.desired,
             status: self.services_status,
+        };
+        task.run(self.cancel).await;
+    }
+
+    async fn run_policies(
+        self,
+        (inputs, wanted): PolicyInputs,
+        status: watch::Sender<PoliciesStatus>,
+    ) {
+        if !self.ready().await {
+            return;
+        }
+        let opened = Policies::open(&PinDirectory::at(&self.config.bpffs_root));
+        let programmer = opened.and_then(|policies| {
+            PolicyProgrammer::open(PinnedPolicyMaps {
+                policies,
+                workloads: self.workloads,
+            })
+        });
+        let programmer = match programmer {
+            Ok(programmer) => programmer,
+            Err(error) => {
+                // Nobody answers at the gate then, and new pods are denied everything.
+                return tracing::error!(error = chain(&error), "NetworkPolicies cannot change");
+            }
+        };
+        let task = PoliciesTask {
+            programmer,
+            inputs,
+            wanted,
+            events: self.config.recorder,
+            status,
         };
         task.run(self.cancel).await;
     }

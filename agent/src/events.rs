@@ -257,7 +257,10 @@ impl Poster {
                 "namespace": namespace(subject),
             },
             "involvedObject": {
-                "apiVersion": "v1",
+                "apiVersion": match subject.kind {
+                    "NetworkPolicy" => "networking.k8s.io/v1",
+                    _ => "v1",
+                },
                 "kind": subject.kind,
                 "namespace": (!subject.namespace.is_empty()).then_some(&subject.namespace),
                 "name": subject.name,

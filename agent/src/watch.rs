@@ -4,8 +4,13 @@ pub mod changes;
 pub mod endpoint_slices;
 mod follow;
 pub mod host_ports;
+pub mod namespaces;
+pub mod network_policies;
 pub mod nodes;
 pub mod objects;
 pub mod pods;
+pub mod policy_pods;
 pub mod service_links;
 pub mod services;
+
+pub use follow::Change;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 mod content;
+mod groups;
 pub mod ports;
 #[cfg(test)]
 mod reference;

@@ -11,6 +11,7 @@ pub mod batch_read;
 pub mod drops;
 pub mod frontends;
 pub mod pod_routes;
+pub mod policies;
 pub mod socket_netns;
 pub mod source_ranges;
 pub mod workloads;

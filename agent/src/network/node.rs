@@ -21,8 +21,10 @@ use crate::dataplane::pin::{PinDirectory, PinError};
 use crate::ipam::{Ipam, IpamError, Lease};
 use crate::netlink::link::Link;
 use crate::netlink::{Netlink, NetlinkError, netns, sysctl};
+use crate::reconcile::policies::{Input, PolicyGate};
 
 use super::names::{HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE, is_host_interface, pod_mac};
+use super::pod::wired;
 use super::underlay;
 
 /// Why the node's side, or one pod's, could not be set up.
@@ -56,6 +58,7 @@ pub struct NodeNetwork {
     pub(super) features: Features,
     pub(super) programs: Programs,
     pub(super) workloads: Workloads,
+    pub(super) policies: PolicyGate,
     pub(super) socket_netns: SocketNetns,
     pub(super) ipam: Ipam,
     pub(super) mtu: u32,
@@ -68,6 +71,7 @@ impl NodeNetwork {
         config: &NetworkConfig,
         ranges: &[IpNet],
         workloads: Workloads,
+        policies: PolicyGate,
     ) -> Result<Self, SetupError> {
         let pins = PinDirectory::prepare(&config.bpffs_root)?;
         let mut features = Features::probe(config.attach_mode);
@@ -129,6 +133,7 @@ impl NodeNetwork {
             features,
             programs,
             workloads,
+            policies,
             socket_netns,
             ipam,
             mtu,
@@ -186,6 +191,7 @@ impl NodeNetwork {
         for address in &lease.addresses {
             self.workloads.wire(*address, wiring)?;
         }
+        self.policies.send(Input::Wired(wired(lease)));
         if !link.up {
             self.netlink.set_up(name).await?;
         }

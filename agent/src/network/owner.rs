@@ -14,6 +14,7 @@ use crate::dataplane::cleaner::{self, FlowTable};
 use crate::dataplane::maps::workloads::Workloads;
 use crate::dataplane::{NetworkConfig, NetworkStatus, chain};
 use crate::ipam::{Owner, write_durably};
+use crate::reconcile::policies::PolicyGate;
 
 use super::node::NodeNetwork;
 use super::{AttachRequest, Attachment, AttachmentKey, NetworkError, PodNetwork};
@@ -104,6 +105,7 @@ pub(crate) struct NetworkTask {
     status: watch::Sender<NetworkStatus>,
     workloads: Workloads,
     flows: watch::Sender<FlowTable>,
+    policies: PolicyGate,
 }
 
 /// How long a failed start-up waits before the next attempt.
@@ -114,6 +116,7 @@ impl NetworkTask {
         config: NetworkConfig,
         desired: watch::Receiver<Desired>,
         workloads: Workloads,
+        policies: PolicyGate,
         flows: watch::Sender<FlowTable>,
     ) -> (Self, OwnerHandle, watch::Receiver<NetworkStatus>) {
         let reason = "waiting for this node's pod ranges (spec.podCIDRs)".to_owned();
@@ -126,6 +129,7 @@ impl NetworkTask {
             status: status_sender,
             workloads,
             flows,
+            policies,
         };
         let handle = OwnerHandle {
             commands: sender,
@@ -140,7 +144,14 @@ impl NetworkTask {
             let Some(ranges) = self.pod_ranges(&cancel).await else {
                 return;
             };
-            match NodeNetwork::bring_up(&self.config, &ranges, self.workloads.clone()).await {
+            match NodeNetwork::bring_up(
+                &self.config,
+                &ranges,
+                self.workloads.clone(),
+                self.policies.clone(),
+            )
+            .await
+            {
                 Ok(network) => {
                     tracing::info!(ranges = ?ranges, tcx = network.features.tcx, "pod network is up");
                     self.status.send_replace(NetworkStatus::Ready {

@@ -5,12 +5,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use tholepin_ebpf_abi::names::{HOST_MAC, POD_EGRESS};
+use tholepin_model::policy::ObjectName;
 
 use crate::dataplane::attach;
-use crate::dataplane::maps::workloads::Wiring;
+use crate::dataplane::maps::workloads::{PodPolicy, Wiring};
 use crate::ipam::{IpamError, Lease, LeaseRequest, Owner};
 use crate::netlink::link::PodVeth;
 use crate::netlink::{Netlink, NetlinkError, netns, sysctl};
+use crate::reconcile::policies::{Input, Wired};
 
 use super::names::{gateway_of, host_interface, pod_mac};
 use super::node::{NodeNetwork, SetupError};
@@ -110,6 +112,11 @@ impl NodeNetwork {
             mac: pod_mac(first),
             netns_cookie: configure_inside(lease, netns).await?,
         };
+        if !self.policies.admit(wired(lease)).await {
+            for address in &lease.addresses {
+                self.workloads.set_policy(*address, PodPolicy::DENY_ALL)?;
+            }
+        }
         for address in &lease.addresses {
             self.workloads.wire(*address, wiring)?;
         }
@@ -133,6 +140,8 @@ impl NodeNetwork {
         for address in &lease.addresses {
             self.workloads.unwire(*address)?;
         }
+        let pod = wired(lease);
+        self.policies.send(Input::Unwired(pod.pod, pod.key));
         self.enter_sockets();
         self.netlink.delete_link(&lease.host_interface).await?;
         attach::forget(&self.pins, POD_EGRESS, &lease.host_interface)?;
@@ -232,6 +241,22 @@ async fn configure_inside(lease: &Lease, netns: File) -> Result<u64, NetlinkErro
         Ok(netns::cookie())
     })
     .await
+}
+
+/// The pod as its policies know it.
+pub(super) fn wired(lease: &Lease) -> Wired {
+    let (namespace, name) = lease.pod.split_once('/').unwrap_or(("", &lease.pod));
+    Wired {
+        pod: ObjectName::new(namespace, name),
+        // What a container runtime calls a sandbox is not the pod's UID.
+        uid: match lease.owner {
+            Owner::Agent => lease.container_id.clone(),
+            Owner::Cni => String::new(),
+        },
+        key: lease.key(),
+        addresses: lease.addresses.clone(),
+        done: None,
+    }
 }
 
 fn operation_error(operation: &'static str, subject: String, error: SetupError) -> NetworkError {

@@ -20,7 +20,8 @@ pub(super) enum Parsed<K, T> {
 }
 
 /// A change of a table of domain objects.
-pub(super) enum Change<K, T> {
+#[derive(Debug)]
+pub enum Change<K, T> {
     Apply(K, Arc<T>),
     Remove(K),
     /// The whole table, after a list.

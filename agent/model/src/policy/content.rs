@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::table::{Group, GroupId, GroupKey, Pods};
+use super::groups::{Group, GroupId, GroupKey, Pods};
 use super::{
     Direction, NamedPort, NetworkPolicy, ObjectName, Peer, PortName, PortRange, PortRule, PortSet,
     Rule, host,

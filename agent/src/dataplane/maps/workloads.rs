@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::Array;
-use tholepin_ebpf_abi::workload::WORKLOAD_BACKEND;
+use tholepin_ebpf_abi::workload::{POLICY_DENY_ALL, WORKLOAD_BACKEND};
 use tholepin_ebpf_abi::{Address, WorkloadValue, names, workload_index};
 
 use super::{MapAccessError, Pinned, access, open, opened};
@@ -30,6 +30,15 @@ pub struct PodPolicy {
     pub ingress: u32,
     pub egress: u32,
     pub generation: u32,
+}
+
+impl PodPolicy {
+    /// Nothing in, nothing out.
+    pub const DENY_ALL: Self = Self {
+        ingress: POLICY_DENY_ALL,
+        egress: POLICY_DENY_ALL,
+        generation: 1,
+    };
 }
 
 /// The owner of the map. Works before the map is opened: what is set is written when it is.
