@@ -10,6 +10,7 @@ pub mod cases;
 mod family;
 pub mod front;
 pub mod model;
+pub mod policies;
 pub mod reference;
 pub mod stage;
 pub mod uplink;

@@ -211,6 +211,12 @@ impl Stage {
             .unwrap_or_else(|error| panic!("map `{name}`: {error}"))
     }
 
+    /// A trie, for those who fill it by another's code.
+    pub(crate) fn trie<K: Pod, V: Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, V> {
+        let map = self.ebpf.map_mut(name).expect("the object has the map");
+        map.try_into().expect("a trie")
+    }
+
     /// Adds a pod of this node.
     pub fn workload(&mut self, text: &str, ifindex: u32, last: u8) {
         let address = address(text);
