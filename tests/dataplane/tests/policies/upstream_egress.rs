@@ -3,12 +3,10 @@
 //! Where upstream asks for one protocol and port and the policy speaks of none, all are asked for.
 
 use serde_json::json;
-use tholepin_model::policy::Protocol;
 
-use crate::world::{ALL, TCP, Table, case, expression, namespaces, pods};
+use crate::world::{ALL, TCP, Table, case, namespaces, pods};
 
 const PORTS: [u16; 2] = [80, 81];
-const DEFAULT_LABEL: &str = "kubernetes.io/metadata.name";
 
 #[test]
 fn should_allow_egress_access_on_one_named_port() {
