@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tholepin_harness::tools;
 
 use crate::setup::suites;
@@ -89,26 +89,30 @@ fn is_part(package: &str) -> bool {
         && package.ends_with("-cloud-amd64")
 }
 
+/// Modules are in `lib` or `usr/lib`, the image in `boot`, or since 7.x beside its modules.
 fn unpacked(directory: &Path) -> Result<Files> {
-    let boot = directory.join("boot");
-    let images = fs::read_dir(&boot).with_context(|| format!("no {}", boot.display()))?;
-    let (version, image) = images
-        .flatten()
-        .find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some((name.strip_prefix("vmlinuz-")?.to_owned(), entry.path()))
-        })
-        .with_context(|| format!("no kernel image in {}", boot.display()))?;
-    let modules = ["lib/modules", "usr/lib/modules"]
-        .map(|folder| directory.join(folder).join(&version))
-        .into_iter()
-        .find(|folder| folder.is_dir())
-        .with_context(|| format!("no modules of {version} in {}", directory.display()))?;
-    Ok(Files {
-        version,
-        image,
-        modules,
-    })
+    for folder in ["lib/modules", "usr/lib/modules"] {
+        let Ok(versions) = fs::read_dir(directory.join(folder)) else {
+            continue;
+        };
+        for modules in versions.flatten().map(|entry| entry.path()) {
+            let Some(version) = modules.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            let boot = directory.join("boot").join(format!("vmlinuz-{version}"));
+            let image = [boot, modules.join("vmlinuz")]
+                .into_iter()
+                .find(|image| image.is_file());
+            if let Some(image) = image {
+                return Ok(Files {
+                    version: version.to_owned(),
+                    image,
+                    modules,
+                });
+            }
+        }
+    }
+    bail!("no kernel with modules in {}", directory.display())
 }
 
 #[cfg(test)]
@@ -119,6 +123,23 @@ mod tests {
     fn an_unknown_kernel_is_refused_with_the_names_of_those_there_are() {
         let error = named("4.19").unwrap_err().to_string();
         assert_eq!(error, "no kernel `4.19`: there are 5.10, 6.1, 6.12, latest");
+    }
+
+    #[test]
+    fn an_image_is_found_in_boot_and_beside_its_modules() {
+        for (image, modules) in [
+            ("boot/vmlinuz-6.1.0", "lib/modules/6.1.0"),
+            ("usr/lib/modules/7.2.0/vmlinuz", "usr/lib/modules/7.2.0"),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let at = |path: &str| directory.path().join(path);
+            assert!(unpacked(directory.path()).is_err());
+            fs::create_dir_all(at(modules).join("kernel")).unwrap();
+            fs::create_dir_all(at("boot")).unwrap();
+            fs::write(at(image), "").unwrap();
+            let files = unpacked(directory.path()).unwrap();
+            assert_eq!((files.image, files.modules), (at(image), at(modules)));
+        }
     }
 
     #[test]
