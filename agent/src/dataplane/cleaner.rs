@@ -1,9 +1,10 @@
 //! Runs the program that removes flows that are over, and tells what it counted.
 //!
-//! The walk is the kernel's: this only starts it, by a test run of a program that is on no interface.
+//! The walk is the kernel's: this only starts it, by a test run of a program that is at
+//! no tracepoint. One for packets would run with soft interrupts off: tens of milliseconds for a full table.
 
 use aya::maps::{Array, MapError, MapInfo};
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, RawTracePointRunOptions, TestRun as _};
 use tholepin_ebpf_abi::FlowStats;
 use tholepin_ebpf_abi::names::{CLEANER, CONNTRACK, FLOW_STATS};
 
@@ -37,13 +38,13 @@ pub enum CleanError {
 /// Walks through the table once.
 pub fn clean(programs: &mut Programs, pins: &PinDirectory) -> Result<FlowTable, CleanError> {
     let run = |source| CleanError::Run { source };
-    let program = programs.get(CLEANER).map_err(|_| CleanError::Missing)?;
-    // The least that the kernel takes for a packet; nothing looks at it.
-    let options = TestRunOptions {
-        data_in: Some(&[0; 14]),
-        ..TestRunOptions::default()
-    };
-    program.test_run(options).map_err(run)?;
+    let program = programs.cleaner().ok_or(CleanError::Missing)?;
+    if program.fd().is_err() {
+        program.load().map_err(run)?;
+    }
+    program
+        .test_run(RawTracePointRunOptions::new())
+        .map_err(run)?;
     let read = |map| move |source| CleanError::Read { map, source };
     let map = programs.map(FLOW_STATS).ok_or(CleanError::Missing)?;
     let stats: Array<_, FlowStats> = Array::try_from(map).map_err(read(FLOW_STATS))?;

@@ -1,7 +1,7 @@
 //! Loads the object: programs specialised by globals, on maps pinned by name.
 
 use aya::maps::Map;
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, ProgramError, RawTracePoint, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::net::IpAddr;
 use tholepin_ebpf_abi::{Address, globals, names};
@@ -115,6 +115,11 @@ impl Programs {
                 program: name,
                 source,
             })
+    }
+
+    /// The program that removes flows that are over.
+    pub fn cleaner(&mut self) -> Option<&mut RawTracePoint> {
+        self.ebpf.program_mut(names::CLEANER)?.try_into().ok()
     }
 
     /// A map that is not pinned.

@@ -66,11 +66,12 @@ pub const OVERLAY_IN: &str = "overlay_in";
 /// Ingress hook of an underlay interface: answers to what left the pod network.
 pub const UNDERLAY_IN: &str = "underlay_in";
 
-/// No hook: walks through `CONNTRACK` and removes flows that are over. The agent runs it.
+/// Of type `RAW_TRACEPOINT` and at none: walks through `CONNTRACK` and removes flows that are over. The
+/// agent runs it.
 pub const CLEANER: &str = "cleaner";
 
 /// Every program of type `SCHED_CLS`.
-pub const PROGRAMS: [&str; 5] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN, CLEANER];
+pub const PROGRAMS: [&str; 4] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN];
 
 /// Service load balancing at the socket: what `connect` is told, in both families.
 pub const SOCKET_CONNECT: [&str; 2] = ["sock_connect4", "sock_connect6"];

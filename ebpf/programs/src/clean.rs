@@ -8,8 +8,9 @@
 use core::ffi::c_void;
 use core::ptr;
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
-use tholepin_ebpf_abi::conntrack::{FLOW_ESTABLISHED, FLOW_REPLY, SHORTEST_IDLE};
+use tholepin_ebpf_abi::conntrack::{FLOW_ESTABLISHED, FLOW_REPLY, SHORTEST_IDLE, TICK_SHIFT};
 use tholepin_ebpf_abi::flow_stats::FlowStats;
 use tholepin_ebpf_abi::{ConntrackEntry, FlowKey};
 use tholepin_ebpf_core::packet::{TCP, UDP};
@@ -17,14 +18,15 @@ use tholepin_ebpf_core::{Translation, flow};
 
 use crate::lookup::Half;
 use crate::maps::{CONNTRACK, FLOW_STATS};
-use crate::skb;
 
 /// Visits every entry.
 #[inline(always)]
 pub fn run() -> i32 {
     // An array of one element is always there, which the verifier does not know.
     FLOW_STATS.set(0, FlowStats::default(), 0).ok();
-    let mut now = skb::now();
+    // Not the coarse clock, which programs of this type may not ask; this is the same, a jiffy ahead.
+    // SAFETY: no pointers.
+    let mut now = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as u32;
     // SAFETY: the map is a hash with keys and values of the types that `visit` takes, and `now` lives
     // until the helper returns.
     unsafe {

@@ -35,6 +35,8 @@ mod sock_addr;
 mod underlay;
 mod xdp;
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::__sk_buff;
 use tholepin_ebpf_core::Origin;
 
@@ -82,9 +84,10 @@ pub extern "C" fn underlay_in(context: *mut __sk_buff) -> i32 {
 )]
 // SAFETY: no other symbol has the name, and the section is for programs of this type.
 #[unsafe(no_mangle)]
-#[unsafe(link_section = "classifier")]
-/// On no interface: the agent runs it to remove flows that are over.
-pub extern "C" fn cleaner(_context: *mut __sk_buff) -> i32 {
+#[unsafe(link_section = "raw_tracepoint/cleaner")]
+/// At no tracepoint: the agent runs it to remove flows that are over. A run of a program for packets
+/// would keep the processor from taking packets meanwhile.
+pub extern "C" fn cleaner(_context: *mut c_void) -> i32 {
     clean::run()
 }
 

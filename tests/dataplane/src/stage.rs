@@ -12,7 +12,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData};
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{
+    ProgramError, RawTracePoint, RawTracePointRunOptions, SchedClassifier, TestRun as _,
+    TestRunOptions,
+};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tholepin_ebpf_abi::backend::BACKEND_SERVING;
 use tholepin_ebpf_abi::globals as global;
@@ -416,22 +419,18 @@ impl Stage {
 
     /// Lets the cleaner walk through the flows, and returns what it counted.
     pub fn clean(&mut self) -> FlowStats {
-        let options = TestRunOptions {
-            data_in: Some(&[0; 14]),
-            ..TestRunOptions::default()
-        };
         self.cleaner()
-            .test_run(options)
+            .test_run(RawTracePointRunOptions::new())
             .expect("the kernel runs the program");
         let map = self.ebpf.map(names::FLOW_STATS).expect("the cleaner's map");
         let stats: Array<_, FlowStats> = map.try_into().expect("an array");
         stats.get(&0, 0).expect("one element")
     }
 
-    fn cleaner(&mut self) -> &mut SchedClassifier {
+    fn cleaner(&mut self) -> &mut RawTracePoint {
         let program = self.ebpf.program_mut(names::CLEANER);
         let program = program.expect("the object has the cleaner");
-        program.try_into().expect("it is of the hooks' type")
+        program.try_into().expect("it is a raw tracepoint's")
     }
 
     /// The tracked flows, both halves.
