@@ -321,7 +321,12 @@ fn rule_sets(plan: &Plan<'_>, sandbox: &mut Sandbox, paths: &mut Vec<Path>) -> R
             if rules == Rules::Iptables {
                 let last = Some(kernel::last_addresses());
                 let servers = [nodes.near, nodes.far];
-                paths.extend(ways(Kind::LastRule(*count), &nodes.client, servers, last));
+                paths.extend(ways(
+                    Kind::LastRule(*count),
+                    &nodes.last_client,
+                    servers,
+                    last,
+                ));
             }
             let kind = Kind::Rules(rules, *count);
             let services = Some(kernel::service_addresses());

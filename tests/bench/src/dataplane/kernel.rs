@@ -23,6 +23,9 @@ const LAST_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 13);
 #[derive(Debug)]
 pub(crate) struct KernelNodes {
     pub(crate) client: String,
+    /// Asks the Services at the end of a rule set's list: one client must not ask one server by two
+    /// addresses, see docs/design/bench.md.
+    pub(crate) last_client: String,
     /// The node the client is on.
     pub(crate) node: String,
     /// The server on the client's node.
@@ -129,6 +132,7 @@ pub(crate) fn routed(sandbox: &mut Sandbox, tag: &str, server_cpu: usize) -> Res
         Ok((pod, address))
     };
     let (client, _) = pod("client", 0, 2)?;
+    let (last_client, _) = pod("last", 0, 4)?;
     let (near, near_address) = pod("near", 0, 3)?;
     let (far, far_address) = pod("far", 1, 3)?;
     sandbox.serve(&near, server_cpu)?;
@@ -136,6 +140,7 @@ pub(crate) fn routed(sandbox: &mut Sandbox, tag: &str, server_cpu: usize) -> Res
     let [node, _] = nodes;
     Ok(KernelNodes {
         client,
+        last_client,
         node,
         near: near_address,
         far: far_address,
@@ -175,6 +180,7 @@ pub(crate) fn bridged(sandbox: &mut Sandbox, tag: &str, server_cpu: usize) -> Re
         Ok((pod, address))
     };
     let (client, _) = pod("client", 0, 2)?;
+    let (last_client, _) = pod("last", 0, 4)?;
     let (near, near_address) = pod("near", 0, 3)?;
     let (far, far_address) = pod("far", 1, 3)?;
     sandbox.serve(&near, server_cpu)?;
@@ -182,6 +188,7 @@ pub(crate) fn bridged(sandbox: &mut Sandbox, tag: &str, server_cpu: usize) -> Re
     let [node, _] = nodes;
     Ok(KernelNodes {
         client,
+        last_client,
         node,
         near: near_address,
         far: far_address,
