@@ -1,3 +1,5 @@
+//! Policies as the API has them, to the domain's: what is kept, what is refused and how it is said.
+
 use serde_json::{Value, json};
 
 use super::*;
