@@ -69,9 +69,11 @@ pub const UNDERLAY_IN: &str = "underlay_in";
 /// Of type `RAW_TRACEPOINT` and at none: walks through `CONNTRACK` and removes flows that are over. The
 /// agent runs it.
 pub const CLEANER: &str = "cleaner";
+/// Egress hook of the loopback device: what the node sends to Services at its own addresses.
+pub const LOCAL_OUT: &str = "local_out";
 
 /// Every program of type `SCHED_CLS`.
-pub const PROGRAMS: [&str; 4] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN];
+pub const PROGRAMS: [&str; 5] = [POD_EGRESS, HOST_EGRESS, OVERLAY_IN, UNDERLAY_IN, LOCAL_OUT];
 
 /// Service load balancing at the socket: what `connect` is told, in both families.
 pub const SOCKET_CONNECT: [&str; 2] = ["sock_connect4", "sock_connect6"];

@@ -15,6 +15,9 @@ map_type! {
     }
 }
 
+/// [`SourceRangeKey::prefix_len`] of a whole key.
+pub const SOURCE_RANGE_BITS: u32 = 32 + 128;
+
 map_type! {
     /// Value of `SOURCE_RANGES`: that there is an entry lets the client in.
     pub struct SourceRangeValue {

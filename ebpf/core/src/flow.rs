@@ -73,10 +73,15 @@ pub const fn is_over(protocol: u8, flags_of_both: u32, idle: u32) -> bool {
 #[must_use]
 #[inline(always)]
 pub fn is_current(entry: &ConntrackEntry, backend: Option<&BackendValue>) -> bool {
+    serves(entry.backend_generation, backend)
+}
+
+/// Whether what is at a backend's id is of a generation, and serves.
+#[must_use]
+#[inline(always)]
+pub fn serves(generation: u32, backend: Option<&BackendValue>) -> bool {
     match backend {
-        Some(backend) => {
-            backend.generation == entry.backend_generation && backend.flags & BACKEND_SERVING != 0
-        }
+        Some(backend) => backend.generation == generation && backend.flags & BACKEND_SERVING != 0,
         None => false,
     }
 }

@@ -1,10 +1,13 @@
 //! New flows: frontend, backend, masquerade, and the two halves that remember the choice.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use tholepin_ebpf_abi::conntrack::{FLOW_RST, FLOW_SOURCE_TRANSLATED};
-use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use tholepin_ebpf_abi::conntrack::{
+    FLOW_DSR, FLOW_EXTERNAL, FLOW_HANDED, FLOW_RST, FLOW_SOURCE_TRANSLATED,
+};
+use tholepin_ebpf_abi::service::*;
+use tholepin_ebpf_abi::source_range::SOURCE_RANGE_BITS;
 use tholepin_ebpf_abi::{
-    Address, BackendValue, Be16, ConntrackEntry, DropReason, FlowKey, FrontendKey, FrontendValue,
+    Address, Be16, ConntrackEntry, DropReason, FlowKey, FrontendKey, FrontendValue, SourceRangeKey,
 };
 use tholepin_ebpf_core::packet::{ICMP, ICMPV6, TCP};
 use tholepin_ebpf_core::rewrite::{self, NewFlow};
@@ -15,10 +18,12 @@ use crate::deliver::{self, Route};
 use crate::globals::HOST_IFINDEX;
 use crate::lookup::{self, Half};
 use crate::maps::CONNTRACK;
-use crate::scratch::{Scratch, settle};
+use crate::parse::Packet;
+use crate::scratch::{Scratch, scratch, settle};
 use crate::skb::{self, FibQuestion, Skb};
+use crate::{choose, events};
 
-/// Slots tried while the agent is changing a Service, and source ports while they collide.
+/// Source ports tried while they collide.
 const ATTEMPTS: u32 = 4;
 
 const EEXIST: i32 = -17;
@@ -34,11 +39,25 @@ const REFUSED: u32 = 2; // Plus the reason's code.
 const AGAIN: u32 = 1;
 const FROM_HOST: u32 = 2;
 const ASIDE: u32 = 4;
+const FROM_UNDERLAY: u32 = 8;
+const FROM_OVERLAY: u32 = 16;
+const INSIDE: u32 = 32;
+/// What is not masqueraded if it is for no Service.
+const NO_WAY_OUT: u32 = FROM_HOST | FROM_UNDERLAY | FROM_OVERLAY | INSIDE;
+/// The client is outside of the cluster.
+const EXTERNAL: u32 = FROM_UNDERLAY | FROM_OVERLAY;
 
-/// Translates a flow that has no entry; false if it stays as it is.
+/// Translates a flow that has no entry; false if it stays as it is. `inside` says that it is for an
+/// address of the node or the pod network, if for no Service.
 #[inline(always)]
-pub fn first(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<bool, DropReason> {
-    match balance(skb, scratch, mode(origin)) {
+pub fn first(
+    skb: &Skb,
+    scratch: &mut Scratch,
+    origin: Origin,
+    inside: bool,
+) -> Result<bool, DropReason> {
+    let inside = if inside { INSIDE } else { 0 };
+    match balance(skb, scratch, mode(origin) | inside) {
         TRANSLATED => Ok(true),
         NOT_A_SERVICE => Ok(false),
         refused => Err(reason(refused)),
@@ -67,7 +86,12 @@ pub fn aside(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<(), Dro
 
 #[inline(always)]
 fn mode(origin: Origin) -> u32 {
-    if origin == Origin::Host { FROM_HOST } else { 0 }
+    match origin {
+        Origin::Pod => 0,
+        Origin::Host => FROM_HOST,
+        Origin::Underlay => FROM_UNDERLAY,
+        Origin::Overlay => FROM_OVERLAY,
+    }
 }
 
 #[inline(always)]
@@ -76,96 +100,345 @@ fn reason(code: u32) -> DropReason {
 }
 
 /// Decides about a new flow, and records it if it is translated.
+#[inline(always)]
+fn balance(skb: &Skb, _scratch: &mut Scratch, mode: u32) -> u32 {
+    settle();
+    let outcome = balance_flow(skb.context(), mode);
+    settle();
+    outcome
+}
+
+/// The same about the packet in this CPU's scratch memory. A global function, which the verifier looks
+/// at by itself and once, and not in every way that leads to it.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn balance(skb: &Skb, scratch: &mut Scratch, mode: u32) -> u32 {
+pub extern "C" fn balance_flow(context: *mut __sk_buff, mode: u32) -> u32 {
+    decide(context, mode)
+}
+
+#[inline(always)]
+fn decide(context: *mut __sk_buff, mode: u32) -> u32 {
+    let prepared = if mode & ASIDE != 0 {
+        balance_aside(mode)
+    } else {
+        match balance_choose(mode) {
+            TRANSLATED => balance_place(context, mode),
+            // Only what pods ask of the outside gets another address for its own sake.
+            NOT_A_SERVICE if mode & NO_WAY_OUT == 0 => balance_outside(context),
+            other => other,
+        }
+    };
+    if prepared != TRANSLATED {
+        return prepared;
+    }
+    let recorded = balance_record();
+    if recorded == TRANSLATED && mode & (AGAIN | ASIDE) == 0 {
+        if let Ok(scratch) = scratch() {
+            let made = &scratch.forward;
+            events::flow_made(&Skb::new(context), made.service_id, made.backend_id);
+        }
+    }
+    recorded
+}
+
+/// A flow that is no Service's, as it is: its answers are to be told from another's.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn balance_aside(mode: u32) -> u32 {
+    let Ok(scratch) = scratch() else {
+        return NOT_A_SERVICE;
+    };
+    scratch.masquerade = false;
+    let ifindex = if mode & FROM_HOST != 0 {
+        0
+    } else {
+        scratch.packet.ifindex
+    };
+    track(scratch, ifindex);
+    TRANSLATED
+}
+
+/// Translates to the backend that was chosen.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn balance_place(context: *mut __sk_buff, mode: u32) -> u32 {
+    let Ok(scratch) = scratch() else {
+        return NOT_A_SERVICE;
+    };
+    to_backend(&Skb::new(context), scratch, mode);
+    TRANSLATED
+}
+
+/// Masquerades what is asked of the outside.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn balance_outside(context: *mut __sk_buff) -> u32 {
+    let Ok(scratch) = scratch() else {
+        return NOT_A_SERVICE;
+    };
+    if to_outside(&Skb::new(context), scratch) {
+        TRANSLATED
+    } else {
+        NOT_A_SERVICE
+    }
+}
+
+/// Finds the frontend and the backend of a new flow. Each step is a global function of its own, so that
+/// the ways through them add up and do not multiply.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn balance_choose(mode: u32) -> u32 {
+    let Ok(scratch) = scratch() else {
+        return NOT_A_SERVICE;
+    };
     let flow = &scratch.packet.flow;
     if mode & AGAIN != 0 {
         forget(flow);
         scratch.translation = Translation::identity(flow);
     }
     scratch.masquerade = false;
-    if mode & ASIDE != 0 {
-        let ifindex = if mode & FROM_HOST != 0 {
-            0
-        } else {
-            scratch.packet.ifindex
-        };
-        track(scratch, ifindex);
-        return match record(scratch) {
-            Ok(()) => TRANSLATED,
-            Err(reason) => REFUSED + reason as u32,
-        };
-    }
-    let key = FrontendKey {
-        address: flow.destination,
-        port: flow.destination_port,
-        protocol: flow.protocol,
-        scope: SCOPE_CLUSTER,
+    scratch.packet.handed = false;
+    let Some(frontend) = frontend(scratch, mode) else {
+        return NOT_A_SERVICE;
     };
-    let outcome = match lookup::frontend(&key) {
-        Some(frontend) => to_backend(skb, scratch, mode, frontend),
-        // What the node itself sends has the right address already.
-        None if mode & FROM_HOST != 0 => return NOT_A_SERVICE,
-        None => match to_outside(skb, scratch) {
-            Ok(false) => return NOT_A_SERVICE,
-            Ok(true) => Ok(()),
-            Err(reason) => Err(reason),
-        },
-    };
-    match outcome.and_then(|()| record(scratch)) {
+    match choose(scratch, mode, frontend) {
         Ok(()) => TRANSLATED,
         Err(reason) => REFUSED + reason as u32,
     }
 }
 
-/// Translates to a backend of the Service.
 #[inline(always)]
-fn to_backend(
-    skb: &Skb,
-    scratch: &mut Scratch,
-    mode: u32,
-    frontend: &FrontendValue,
-) -> Result<(), DropReason> {
+fn choose(scratch: &mut Scratch, mode: u32, frontend: &FrontendValue) -> Result<(), DropReason> {
     let observed = flow::observed(scratch.packet.flow.protocol, scratch.packet.tcp_flags);
     if observed & FLOW_RST != 0 {
         return Err(DropReason::UntrackedReset);
     }
-    let (backend_id, backend) = pick(frontend)?;
-    let from_host = mode & FROM_HOST != 0;
-    let place = place(skb, scratch, &backend.address, from_host);
+    scratch.packet.external = mode & EXTERNAL != 0;
+    admit(scratch, mode, frontend)?;
+    settle();
+    let number = if frontend.flags & FRONTEND_MAGLEV != 0 {
+        select::tuple_hash(&scratch.packet.flow)
+    } else {
+        skb::random()
+    };
+    let handed = mode & FROM_OVERLAY != 0;
+    let (id, backend) = choose::backend(frontend, &scratch.client, number, handed)?;
+    scratch.chosen_id = id;
+    scratch.chosen = *backend;
+    scratch.frontend_flags = frontend.flags;
+    scratch.service_id = frontend.service_id;
+    Ok(())
+}
+
+/// Writes the flow.
+#[expect(
+    unsafe_code,
+    reason = "the linker keeps only functions with a name global"
+)]
+// SAFETY: no other symbol has the name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn balance_record() -> u32 {
+    let Ok(scratch) = scratch() else {
+        return NOT_A_SERVICE;
+    };
+    match record(scratch) {
+        Ok(()) => TRANSLATED,
+        Err(reason) => REFUSED + reason as u32,
+    }
+}
+
+/// The frontend that a flow is for.
+#[inline(always)]
+fn frontend(scratch: &Scratch, mode: u32) -> Option<&'static FrontendValue> {
     let flow = &scratch.packet.flow;
-    let source = match place {
-        Place::Outside => scratch.packet.node(),
-        // The node itself is both ends. With one of its own addresses as source the answer would
-        // stay in its stack; with the Service's it comes back to be translated.
+    let mut key = FrontendKey {
+        address: flow.destination,
+        port: flow.destination_port,
+        protocol: flow.protocol,
+        scope: if mode & EXTERNAL != 0 {
+            SCOPE_EXTERNAL
+        } else {
+            SCOPE_CLUSTER
+        },
+    };
+    let found = lookup::frontend(&key);
+    if mode & FROM_OVERLAY == 0 || found.is_some() {
+        return found;
+    }
+    // A port of the node that has handed it to this one, where it is a port of this node as well.
+    key.address = scratch.packet.node();
+    lookup::frontend(&key).filter(|frontend| frontend.flags & FRONTEND_NODE_PORT != 0)
+}
+
+/// Translates to the backend that was chosen.
+#[inline(always)]
+fn to_backend(skb: &Skb, scratch: &mut Scratch, mode: u32) {
+    let address = scratch.chosen.address;
+    let place = place(skb, scratch, &address, mode);
+    let source = source(scratch, mode, place);
+    let flow = &scratch.packet.flow;
+    scratch.translation = Translation::to_backend(flow, &scratch.chosen, source);
+    if source.words() == scratch.packet.range().words() {
+        // Not a hairpin, even if client and backend have the node's one address.
+        scratch.translation.source = source;
+    }
+    if scratch.masquerade {
+        scratch.translation = scratch.translation.masqueraded(source, skb::random());
+    }
+    let observed = flow::observed(flow.protocol, scratch.packet.tcp_flags);
+    let new = NewFlow {
+        now: skb::now(),
+        service_id: scratch.service_id,
+        backend_id: scratch.chosen_id,
+        backend_generation: scratch.chosen.generation,
+        // Only what pods send has been checked.
+        ifindex: if mode & (FROM_HOST | EXTERNAL) != 0 {
+            0
+        } else {
+            scratch.packet.ifindex
+        },
+        observed: observed | kind(scratch, mode),
+    };
+    scratch.forward = new.forward_half(flow, &scratch.translation);
+}
+
+/// What an entry says about a client outside.
+#[inline(always)]
+fn kind(scratch: &Scratch, mode: u32) -> u32 {
+    let mut kind = 0;
+    // What the node routes into the pod network for others, it routes back as well.
+    let routed = mode & FROM_HOST != 0 && scratch.client.words() != Address::UNSPECIFIED.words();
+    if mode & EXTERNAL != 0 || routed {
+        kind |= FLOW_EXTERNAL;
+    }
+    if mode & FROM_OVERLAY != 0 {
+        kind |= FLOW_DSR;
+    }
+    if scratch.packet.handed {
+        kind |= FLOW_HANDED;
+    }
+    kind
+}
+
+/// Whether the client may use the Service, and as whom affinity knows it.
+#[inline(always)]
+fn admit(scratch: &mut Scratch, mode: u32, frontend: &FrontendValue) -> Result<(), DropReason> {
+    let source = scratch.packet.flow.source;
+    let from_node = mode & FROM_HOST != 0
+        && (source.words() == scratch.packet.gateway().words()
+            || source.words() == scratch.packet.node().words());
+    scratch.client = source;
+    if from_node {
+        scratch.client = Address::UNSPECIFIED;
+    } else if mode & (FROM_HOST | EXTERNAL) == 0 {
+        if let Some(workload) = lookup::workload(&source) {
+            let cookie = workload.netns_cookie;
+            if cookie != 0 {
+                let words = [cookie as u32, (cookie >> 32) as u32, 0, 0];
+                scratch.client = Address::from_words(words);
+            }
+        }
+    }
+    if mode & FROM_UNDERLAY != 0 {
+        // A pod's address does not come by the underlay, and must not be believed there.
+        let inside = deliver::route(&source, scratch.packet.v4, Origin::Pod);
+        if matches!(
+            inside,
+            Route::Workload(_) | Route::Remote(_) | Route::Gateway
+        ) {
+            return Err(DropReason::SpoofedSource);
+        }
+    }
+    // What another node has handed to this one was admitted there.
+    if frontend.flags & FRONTEND_SOURCE_RANGES == 0 || mode & FROM_OVERLAY != 0 {
+        return Ok(());
+    }
+    scratch.range = SourceRangeKey {
+        prefix_len: SOURCE_RANGE_BITS,
+        service_id: frontend.service_id,
+        address: if from_node {
+            scratch.packet.node()
+        } else {
+            source
+        },
+    };
+    settle();
+    if lookup::in_source_ranges(&scratch.range) {
+        Ok(())
+    } else {
+        Err(DropReason::SourceRange)
+    }
+}
+
+/// The source of a new flow. Its answers must come by a hook that translates them back.
+#[inline(always)]
+fn source(scratch: &mut Scratch, mode: u32, place: Place) -> Address {
+    let packet = &scratch.packet;
+    let flow = &packet.flow;
+    let from_host = mode & FROM_HOST != 0;
+    let by_option = mode & FROM_UNDERLAY != 0 && scratch.frontend_flags & FRONTEND_MASQUERADE != 0;
+    match place {
+        Place::Outside => {
+            scratch.masquerade = true;
+            packet.node()
+        }
+        // The node is both ends, or its answer would leave by the underlay. With an address that is
+        // not the node's own the answer goes into the pod network and comes by `host_egress`.
+        Place::Node if mode & EXTERNAL != 0 => packet.range(),
+        Place::Node if from_host && is_of_node(packet, scratch.frontend_flags) => packet.range(),
         Place::Node if from_host => flow.destination,
         // A socket of the node that is bound to another of its addresses: the answer must come back
         // through the pod network, so it is asked for from the gateway's address.
-        Place::Inside if from_host => scratch.packet.gateway(),
-        Place::Inside | Place::Node => flow.source,
-    };
-    scratch.translation = Translation::to_backend(flow, backend, source);
-    if let Place::Outside = place {
-        scratch.masquerade = true;
-        scratch.translation = scratch.translation.masqueraded(source, skb::random());
+        Place::Pod | Place::Remote if from_host => packet.gateway(),
+        Place::Pod | Place::Remote if by_option => {
+            scratch.masquerade = true;
+            packet.gateway()
+        }
+        Place::Remote if mode & FROM_UNDERLAY != 0 => {
+            let source = flow.source;
+            scratch.packet.handed = true;
+            source
+        }
+        _ => flow.source,
     }
-    let new = NewFlow {
-        now: skb::now(),
-        service_id: frontend.service_id,
-        backend_id,
-        backend_generation: backend.generation,
-        // The node's own flows approve no pod's interface.
-        ifindex: if from_host { 0 } else { scratch.packet.ifindex },
-        observed,
-    };
-    scratch.forward = new.forward_half(flow, &scratch.translation);
-    Ok(())
+}
+
+/// Whether a frontend's address is one of the node's own.
+#[inline(always)]
+fn is_of_node(packet: &Packet, flags: u16) -> bool {
+    flags & FRONTEND_NODE_PORT != 0 || packet.flow.destination.words() == packet.node().words()
 }
 
 /// Masquerades what a pod asks of the world outside; false for what stays as it is. An answer, or
 /// the rest of a connection that somebody outside has opened, must keep the pod's address.
 #[inline(always)]
-fn to_outside(skb: &Skb, scratch: &mut Scratch) -> Result<bool, DropReason> {
+fn to_outside(skb: &Skb, scratch: &mut Scratch) -> bool {
     let packet = &scratch.packet;
     let flow = packet.flow;
     let asks = match flow.protocol {
@@ -174,14 +447,14 @@ fn to_outside(skb: &Skb, scratch: &mut Scratch) -> Result<bool, DropReason> {
         _ => true,
     };
     if !asks || !is_outside(skb, scratch, &flow.destination) {
-        return Ok(false);
+        return false;
     }
     let node = scratch.packet.node();
     scratch.masquerade = true;
     scratch.translation = Translation::identity(&flow).masqueraded(node, skb::random());
     let ifindex = scratch.packet.ifindex;
     track(scratch, ifindex);
-    Ok(true)
+    true
 }
 
 /// The forward half of a flow that is no Service's.
@@ -202,8 +475,10 @@ fn track(scratch: &mut Scratch, ifindex: u32) {
 /// Where a backend is, as far as the choice of a source goes.
 #[derive(Clone, Copy)]
 enum Place {
-    /// In the pod network.
-    Inside,
+    /// A pod of this node, or nowhere.
+    Pod,
+    /// A pod of another node.
+    Remote,
     /// This node, or nowhere.
     Node,
     /// Where answers come in by the underlay.
@@ -211,14 +486,19 @@ enum Place {
 }
 
 #[inline(always)]
-fn place(skb: &Skb, scratch: &mut Scratch, address: &Address, from_host: bool) -> Place {
-    let origin = if from_host { Origin::Host } else { Origin::Pod };
+fn place(skb: &Skb, scratch: &mut Scratch, address: &Address, mode: u32) -> Place {
+    let origin = if mode & FROM_OVERLAY != 0 {
+        Origin::Overlay
+    } else {
+        Origin::Pod
+    };
     match deliver::route(address, scratch.packet.v4, origin) {
-        Route::Workload(_) | Route::Remote(_) => Place::Inside,
+        Route::Workload(_) => Place::Pod,
+        Route::Remote(_) => Place::Remote,
         Route::Gateway | Route::Node => Place::Node,
         Route::Elsewhere => match way_out(skb, scratch, address) {
             // Its route leads back into the pod network, where it will be refused.
-            Some(ifindex) if ifindex == HOST_IFINDEX.load() => Place::Inside,
+            Some(ifindex) if ifindex == HOST_IFINDEX.load() => Place::Pod,
             Some(_) => Place::Outside,
             None => Place::Node,
         },
@@ -256,36 +536,14 @@ fn way_out(skb: &Skb, scratch: &mut Scratch, address: &Address) -> Option<u32> {
     skb.route(&mut scratch.fib)
 }
 
-/// A backend at random. A reader whose frontend is replaced by another one's meanwhile finds a slot
-/// of a list that is not the frontend's, and reads the frontend again.
-#[inline(always)]
-pub fn pick(frontend: &FrontendValue) -> Result<(u32, &'static BackendValue), DropReason> {
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        attempt += 1;
-        // The frontend is read anew each time, not kept in registers.
-        settle();
-        let ordinal = select::ordinal(skb::random(), frontend)?;
-        let index = frontend.first_slot.wrapping_add(ordinal);
-        let Some(slot) = lookup::slot(index) else {
-            continue;
-        };
-        if slot.service_id != frontend.service_id {
-            continue;
-        }
-        if let Some(backend) = lookup::backend(slot.backend_id) {
-            if backend.generation != 0 {
-                return Ok((slot.backend_id, backend));
-            }
-        }
-    }
-    Err(DropReason::BackendMissing)
-}
-
 /// Writes both halves, the reply's first: it is what tells whether the translated tuple is free.
 #[inline(always)]
 fn record(scratch: &mut Scratch) -> Result<(), DropReason> {
     let flow = &scratch.packet.flow;
+    if scratch.packet.handed {
+        settle();
+        return insert(flow, &scratch.forward, BPF_ANY);
+    }
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;

@@ -1,6 +1,6 @@
 //! Packets of flows that are known already.
 
-use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, UDP_IDLE};
+use tholepin_ebpf_abi::conntrack::{FLOW_DSR, FLOW_EXTERNAL, FLOW_HANDED, FLOW_REPLY, UDP_IDLE};
 use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
 use tholepin_ebpf_core::packet::has_connections;
 use tholepin_ebpf_core::{Origin, Translation, flow, rewrite};
@@ -9,7 +9,7 @@ use crate::balance;
 use crate::lookup::{self, Half};
 use crate::maps::CONNTRACK;
 use crate::parse::Packet;
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, settle};
 use crate::skb::{self, Skb};
 
 /// The translation of a packet whose flow has `half`. Data packets of TCP cost nothing beyond the
@@ -24,14 +24,15 @@ pub fn advance(
     let entry = half.entry();
     let now = skb::now();
     let idle = now.saturating_sub(entry.last_seen);
-    if origin != Origin::Underlay
-        && entry.flags & FLOW_REPLY == 0
-        && !keeps_backend(&scratch.packet, entry, now, idle)
-    {
+    if entry.flags & FLOW_REPLY == 0 && !keeps_backend(&scratch.packet, entry, now, idle) {
         return balance::again(skb, scratch, origin);
     }
     scratch.translation = Translation::of_entry(entry);
     scratch.packet.translated = true;
+    if matches!(origin, Origin::Underlay | Origin::Overlay) {
+        scratch.packet.external = entry.flags & FLOW_EXTERNAL != 0;
+        scratch.packet.handed = entry.flags & FLOW_HANDED != 0;
+    }
     half.set_flags(flow::observed(
         scratch.packet.flow.protocol,
         scratch.packet.tcp_flags,
@@ -40,6 +41,26 @@ pub fn advance(
         refresh(&scratch.packet.flow, now);
     }
     Ok(())
+}
+
+/// Whether a half is that of answers which leave for the client's address from here, although the
+/// client may be a masqueraded one of this node: it asked another node, which handed it back.
+#[inline(always)]
+pub fn answers_directly(half: Half) -> bool {
+    half.entry().flags & (FLOW_DSR | FLOW_REPLY) == FLOW_DSR | FLOW_REPLY
+}
+
+/// Goes on with the answer of such a flow to the one who asked, if that is a flow of this node.
+#[inline(always)]
+pub fn answer_own_client(scratch: &mut Scratch) {
+    let seen = scratch.translation.reply_key(scratch.packet.flow.protocol);
+    scratch.reply_key = seen.reversed();
+    settle();
+    if let Some(half) = Half::find_translated(&scratch.reply_key) {
+        if half.entry().flags & FLOW_REPLY != 0 {
+            scratch.translation = Translation::of_entry(half.entry());
+        }
+    }
 }
 
 #[inline(always)]
@@ -86,6 +107,9 @@ fn refresh(key: &FlowKey, now: u32) -> u32 {
         return 0;
     };
     half.set_last_seen(now);
+    if half.entry().flags & FLOW_HANDED != 0 {
+        return 0;
+    }
     let other_key = Translation::of_entry(half.entry()).reply_key(key.protocol);
     if let Some(other) = Half::find(&other_key) {
         other.set_last_seen(now);

@@ -1,5 +1,6 @@
 //! Where a packet goes, and sending it there.
 
+use tholepin_ebpf_abi::globals::dsr_vni;
 use tholepin_ebpf_abi::names::{HOST_MAC, OVERLAY_SOURCE_MAC};
 use tholepin_ebpf_abi::workload::WORKLOAD_SHAPED;
 use tholepin_ebpf_abi::{Address, DropReason, RouteKey, RouteValue, WorkloadValue};
@@ -86,10 +87,12 @@ fn exit(
         (Route::Gateway, Origin::Pod | Origin::Overlay) => Ok(Exit::Node),
         // Only answers of known flows come this far.
         (Route::Gateway | Route::Node, Origin::Underlay) => Ok(Exit::Node),
+        // An answer in the name of another node's frontend, to a process of this one.
+        (Route::Node, Origin::Pod) if from_changed => Ok(Exit::Node),
         (Route::Node, Origin::Pod) => Ok(Exit::Pass),
         // Between a process of the node and one of its own addresses, by way of a Service; or an
         // answer to a process that is bound to the underlay address.
-        (Route::Gateway | Route::Node, _) if to_changed => Ok(Exit::Node),
+        (Route::Gateway | Route::Node, _) if to_changed || from_changed => Ok(Exit::Node),
         // It has the node's address now, which the kernel accepts from this interface only.
         (Route::Elsewhere, Origin::Pod) if from_changed => Ok(Exit::Node),
         (Route::Elsewhere, Origin::Pod) => Ok(Exit::Pass),
@@ -100,6 +103,8 @@ fn exit(
         {
             Ok(Exit::Node)
         }
+        // To a backend that is no pod, or an answer to a client outside.
+        (Route::Elsewhere, Origin::Underlay | Origin::Overlay) if packet.external => Ok(Exit::Node),
         (_, Origin::Host) => Err(DropReason::NoRoute),
         (_, _) => Err(DropReason::UnknownWorkload),
     }
@@ -145,7 +150,13 @@ pub fn send(
     nat::apply(skb, packet, translation, hop_limit)?;
     match exit {
         Exit::Workload(workload) => Ok(to_pod(workload, origin)),
-        Exit::Tunnel(remote) => into_tunnel(skb, remote.tunnel_endpoint.words()),
+        Exit::Tunnel(remote) => {
+            let vni = match packet.handed {
+                true => dsr_vni(VNI.load()),
+                false => VNI.load(),
+            };
+            into_tunnel_as(skb, remote.tunnel_endpoint.words(), vni)
+        }
         Exit::Node => Ok(skb::redirect_ingress(HOST_IFINDEX.load())),
         Exit::Pass => Ok(Verdict::Pass),
     }
@@ -166,6 +177,12 @@ pub fn to_pod(workload: &WorkloadValue, origin: Origin) -> Verdict {
 
 #[inline(always)]
 pub fn into_tunnel(skb: &Skb, endpoint: [u32; 4]) -> Result<Verdict, DropReason> {
+    into_tunnel_as(skb, endpoint, VNI.load())
+}
+
+/// Into the overlay, under a network identifier.
+#[inline(always)]
+fn into_tunnel_as(skb: &Skb, endpoint: [u32; 4], vni: u32) -> Result<Verdict, DropReason> {
     let address = Address::from_words(endpoint);
     let v6 = !address.is_v4();
     // The helper wants an IPv4 address in host order, and an IPv6 one as it is.
@@ -175,7 +192,7 @@ pub fn into_tunnel(skb: &Skb, endpoint: [u32; 4]) -> Result<Verdict, DropReason>
         [u32::from_be(endpoint[3]), 0, 0, 0]
     };
     let key = TunnelKey {
-        tunnel_id: VNI.load(),
+        tunnel_id: vni,
         remote,
         tos: 0,
         ttl: TUNNEL_TTL,

@@ -90,6 +90,37 @@ impl TupleWords {
 
 const _: () = assert!(size_of::<TupleWords>() == size_of::<FlowKey>());
 
+/// What is remembered of a client, in the map.
+#[derive(Clone, Copy)]
+pub struct Remembered {
+    value: *mut AffinityValue,
+}
+
+#[inline(always)]
+pub fn affinity(key: &AffinityKey) -> Option<Remembered> {
+    lru(&AFFINITY, key).map(|value| Remembered { value })
+}
+
+impl Remembered {
+    #[inline(always)]
+    pub fn entry(&self) -> &AffinityValue {
+        // SAFETY: as in `Half::entry`.
+        unsafe { &*self.value }
+    }
+
+    #[inline(always)]
+    pub fn set_last_used(&self, now: u32) {
+        // SAFETY: as in `Half::entry`; an aligned word.
+        unsafe { (&raw mut (*self.value).last_used).write_volatile(now) };
+    }
+}
+
+/// Whether a client is in one of a Service's source ranges.
+#[inline(always)]
+pub fn in_source_ranges(key: &SourceRangeKey) -> bool {
+    SOURCE_RANGES.get(key).is_some()
+}
+
 /// One half of a flow, in the map.
 #[derive(Clone, Copy)]
 pub struct Half {

@@ -11,12 +11,14 @@
 )]
 
 mod balance;
+mod choose;
 mod clean;
 mod conntrack;
 mod deliver;
 mod events;
 mod fast;
 mod frame;
+mod gate;
 mod globals;
 mod head;
 mod lookup;
@@ -73,7 +75,8 @@ hooks! {
 // SAFETY: no other symbol has the name, and the section is for programs of this type.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-/// Ingress of the node's interface to the other nodes: answers to what left the pod network.
+/// Ingress of the node's interface to the other nodes: clients outside the cluster, and answers to what
+/// left the pod network.
 pub extern "C" fn underlay_in(context: *mut __sk_buff) -> i32 {
     underlay::run(&Skb::new(context))
 }
@@ -89,6 +92,18 @@ pub extern "C" fn underlay_in(context: *mut __sk_buff) -> i32 {
 /// would keep the processor from taking packets meanwhile.
 pub extern "C" fn cleaner(_context: *mut c_void) -> i32 {
     clean::run()
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the loader finds programs by section and symbol"
+)]
+// SAFETY: no other symbol has the name, and the section is for programs of this type.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+/// Egress of the loopback device: processes of the node that ask for a Service at an address of its own.
+pub extern "C" fn local_out(context: *mut __sk_buff) -> i32 {
+    underlay::run_local(&Skb::new(context))
 }
 
 #[expect(unsafe_code, reason = "the kernel reads the licence from this section")]

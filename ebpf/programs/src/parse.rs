@@ -45,6 +45,10 @@ pub struct Packet {
     pub related: u32,
     /// Set once a translation was found.
     pub translated: bool,
+    /// Set once its flow was found to be one of a client outside the cluster.
+    pub external: bool,
+    /// Set once it is to go to its backend's node as it is.
+    pub handed: bool,
 }
 
 /// Reads the headers into `packet`; false for ARP, of which there is nothing to read.
@@ -163,6 +167,8 @@ fn finish(
     packet.echo = false;
     packet.has_header = true;
     packet.translated = false;
+    packet.external = false;
+    packet.handed = false;
     packet.related = 0;
     if let Fragment::Later(identification) = transport.fragment {
         packet.flow = flow(0);
@@ -266,6 +272,14 @@ impl Packet {
         } else {
             crate::globals::node_v6()
         }
+    }
+
+    /// The first address of the node's pod range of the packet's family, which nobody has: it is
+    /// right before the gateway's, and what is sent to it enters the pod network.
+    #[inline(always)]
+    pub fn range(&self) -> Address {
+        let [a, b, c, d] = self.gateway().words();
+        Address::from_words([a, b, c, d ^ 1_u32.to_be()])
     }
 
     /// The gateway's address of the packet's family.

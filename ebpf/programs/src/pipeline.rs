@@ -1,10 +1,12 @@
 //! What the hooks have in common: the order in which a packet is looked at.
 
 use tholepin_ebpf_abi::DropReason;
+use tholepin_ebpf_abi::conntrack::FLOW_HANDED;
+use tholepin_ebpf_abi::globals::dsr_vni;
 use tholepin_ebpf_core::{Origin, Translation, Verdict, flow, icmp, packet};
 
 use crate::deliver::Route;
-use crate::globals::{ENFORCE_SOURCE, enabled};
+use crate::globals::{ENFORCE_SOURCE, VNI, enabled};
 use crate::lookup::{self, Half};
 use crate::parse::{Packet, parse};
 use crate::scratch::{Scratch, scratch};
@@ -52,12 +54,17 @@ fn forward(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Verdict, 
 #[inline(always)]
 fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Route>, DropReason> {
     if scratch.packet.may_be_tracked() {
-        if let Some(half) = Half::find_translated(&scratch.packet.flow) {
+        let half = Half::find_translated(&scratch.packet.flow);
+        if let Some(half) = half.filter(|half| is_of_hook(*half, origin)) {
             if origin == Origin::Pod && half.entry().ifindex != scratch.packet.ifindex {
                 approve_source(&scratch.packet)?;
                 half.set_ifindex(scratch.packet.ifindex);
             }
+            let own_client = origin == Origin::Pod && conntrack::answers_directly(half);
             conntrack::advance(skb, scratch, half, origin)?;
+            if own_client {
+                conntrack::answer_own_client(scratch);
+            }
             return Ok(Some(route(scratch, origin)));
         }
     }
@@ -75,10 +82,25 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
     }
     // A pod's address is no Service's, so most of what is not for a Service ends here.
     let untranslated = route(scratch, origin);
+    if origin == Origin::Overlay && is_handed(skb, &scratch.packet, untranslated) {
+        return match balance::first(skb, scratch, origin, false)? {
+            true => Ok(Some(route(scratch, origin))),
+            false => Err(DropReason::UnknownFrontend),
+        };
+    }
+    // The node's own ports may be a Service's as well.
+    let of_node = origin == Origin::Pod && matches!(untranslated, Route::Node);
     let decided = !scratch.packet.may_be_tracked()
-        || !matches!(untranslated, Route::Elsewhere)
+        || !of_node && !matches!(untranslated, Route::Elsewhere)
         || origin == Origin::Overlay;
-    if decided {
+    let mut translated = false;
+    if !decided {
+        if packet::is_link_scope(&scratch.packet.flow.destination) {
+            return Err(DropReason::UnsupportedMulticast);
+        }
+        translated = balance::first(skb, scratch, origin, of_node)?;
+    }
+    if !translated && (decided || of_node) {
         if flow::opens(scratch.packet.flow.protocol, scratch.packet.tcp_flags)
             && (origin == Origin::Pod
                 || origin == Origin::Host
@@ -89,14 +111,24 @@ fn resolve(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<Option<Ro
         }
         return Ok(Some(untranslated));
     }
-    if packet::is_link_scope(&scratch.packet.flow.destination) {
-        return Err(DropReason::UnsupportedMulticast);
-    }
-    if !balance::first(skb, scratch, origin)? {
+    if !translated {
         return Ok(Some(Route::Elsewhere));
     }
-    events::flow_made(skb, scratch.forward.service_id, scratch.forward.backend_id);
     Ok(Some(route(scratch, origin)))
+}
+
+/// Whether a flow's packets may come by a hook. What was handed to another node's does not come back.
+#[inline(always)]
+fn is_of_hook(half: Half, origin: Origin) -> bool {
+    origin != Origin::Overlay || half.entry().flags & FLOW_HANDED == 0
+}
+
+/// Whether another node has handed this one a packet as its client sent it.
+#[inline(always)]
+fn is_handed(skb: &Skb, packet: &Packet, route: Route) -> bool {
+    packet.may_be_tracked()
+        && matches!(route, Route::Elsewhere | Route::Node)
+        && skb.tunnel_id() == Some(dsr_vni(VNI.load()))
 }
 
 /// The route to where the packet goes after translation.

@@ -70,7 +70,7 @@ fn reset(skb: &Skb, packet: &Packet, origin: Origin) -> Result<Verdict, DropReas
     let (source, destination) = (packet.flow.destination, packet.flow.source);
     let reset = answer::tcp_reset(&segment, payload, source, destination)
         .ok_or(DropReason::UntrackedReset)?;
-    let to = sender_mac(skb, origin)?;
+    let to = macs(skb, packet, origin)?;
     skb.truncate(packet.transport + TCP_LEN)?;
     if packet.v4 {
         let header = answer::ipv4_header(source, destination, TCP, TCP_LEN);
@@ -103,6 +103,8 @@ fn error(
     let destination = packet.flow.source;
     let source = match answer {
         Answer::Unreachable => packet.flow.destination,
+        // Clients outside know the node by its other address.
+        _ if packet.external => packet.node(),
         _ => packet.gateway(),
     };
     let message = answer::icmp_error(
@@ -113,7 +115,7 @@ fn error(
         source,
         destination,
     );
-    let to = sender_mac(skb, origin)?;
+    let to = macs(skb, packet, origin)?;
     let icmp = answer::icmp_protocol(packet.v4);
     skb.truncate(ETHERNET_LEN + quote_len)?;
     if packet.v4 {
@@ -143,24 +145,35 @@ fn quote(skb: &Skb, packet: &Packet, quote: &mut [u32; MAX_QUOTE_WORDS]) -> bool
     }
 }
 
-#[inline(always)]
-fn sender_mac(skb: &Skb, origin: Origin) -> Result<[u8; 6], DropReason> {
-    match origin {
-        Origin::Host => Ok(HOST_MAC),
-        _ => skb.load(6).ok_or(DropReason::Malformed),
-    }
+/// Both ends of the link the packet came by.
+struct Macs {
+    sender: [u8; 6],
+    own: [u8; 6],
 }
 
 #[inline(always)]
-fn send_back(
-    skb: &Skb,
-    packet: &Packet,
-    to: [u8; 6],
-    origin: Origin,
-) -> Result<Verdict, DropReason> {
+fn macs(skb: &Skb, packet: &Packet, origin: Origin) -> Result<Macs, DropReason> {
+    if origin == Origin::Host {
+        return Ok(Macs {
+            sender: HOST_MAC,
+            own: HOST_MAC,
+        });
+    }
+    let sender = skb.load(6).ok_or(DropReason::Malformed)?;
+    // The underlay's interfaces have MACs of their own.
+    let own = if packet.external {
+        skb.load(0).ok_or(DropReason::Malformed)?
+    } else {
+        HOST_MAC
+    };
+    Ok(Macs { sender, own })
+}
+
+#[inline(always)]
+fn send_back(skb: &Skb, packet: &Packet, to: Macs, origin: Origin) -> Result<Verdict, DropReason> {
     let ether_type = if packet.v4 { ETH_P_IP } else { ETH_P_IPV6 } as u16;
-    skb.store(0, &to)?;
-    skb.store(6, &HOST_MAC)?;
+    skb.store(0, &to.sender)?;
+    skb.store(6, &to.own)?;
     skb.store(12, &ether_type)?;
     Ok(match origin {
         Origin::Host => skb::redirect_ingress(HOST_IFINDEX.load()),

@@ -1,6 +1,6 @@
 //! ICMP errors about translated packets.
 
-use tholepin_ebpf_abi::conntrack::FLOW_DIRECT;
+use tholepin_ebpf_abi::conntrack::{FLOW_DIRECT, FLOW_EXTERNAL, FLOW_HANDED};
 use tholepin_ebpf_abi::{DropReason, FlowKey};
 use tholepin_ebpf_core::csum::{self, Sum};
 use tholepin_ebpf_core::icmp::{self, TranslatedError};
@@ -43,7 +43,14 @@ fn translate_quoted(skb: &Skb, packet: &mut Packet, outcome: &mut Translation) -
     if half.entry().flags & FLOW_DIRECT != 0 {
         return OK;
     }
+    packet.external = half.entry().flags & FLOW_EXTERNAL != 0;
     let translation = Translation::of_entry(half.entry());
+    if half.entry().flags & FLOW_HANDED != 0 {
+        // The backend's node translates it.
+        packet.handed = true;
+        outcome.destination = translation.destination;
+        return OK;
+    }
     let error = icmp::translate(packet.flow.source, &key, &translation);
     let inner = match rewrite_quoted(skb, packet, &key, &offsets, &error) {
         Ok(inner) => inner,

@@ -11,7 +11,9 @@
 
 #![expect(unsafe_code, reason = "a mutable reference into a per-CPU map")]
 
-use tholepin_ebpf_abi::{ConntrackEntry, DropReason, FlowKey};
+use tholepin_ebpf_abi::{
+    Address, BackendValue, ConntrackEntry, DropReason, FlowKey, SourceRangeKey,
+};
 use tholepin_ebpf_core::Translation;
 use tholepin_ebpf_core::answer::MAX_QUOTE_WORDS;
 
@@ -42,6 +44,14 @@ pub struct Scratch {
     pub quote: [u32; MAX_QUOTE_WORDS],
     /// `policy`: what is looked up.
     pub questions: Questions,
+    /// `balance`: whom session affinity takes the client for, and what is looked up about it.
+    pub client: Address,
+    pub range: SourceRangeKey,
+    /// `balance`: what was chosen.
+    pub chosen_id: u32,
+    pub service_id: u32,
+    pub frontend_flags: u16,
+    pub chosen: BackendValue,
     /// `balance`: the question to the kernel's routing table.
     pub fib: FibQuestion,
     /// `balance`: whether the new flow leaves the pod network, so that its port is one of those kept

@@ -17,8 +17,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect,
-    bpf_redirect_peer, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_redirect_peer, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use tholepin_ebpf_abi::DropReason;
 use tholepin_ebpf_abi::conntrack::TICK_SHIFT;
@@ -75,6 +75,12 @@ impl Skb {
     #[inline(always)]
     pub fn new(context: *mut __sk_buff) -> Self {
         Self { context }
+    }
+
+    /// What global functions are handed in place of this.
+    #[inline(always)]
+    pub fn context(&self) -> *mut __sk_buff {
+        self.context
     }
 
     /// Ethernet type, in network order.
@@ -365,6 +371,30 @@ impl Skb {
         let forwarded = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
             || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
         forwarded.then_some(question.ifindex)
+    }
+
+    /// The network identifier under which the packet came through the overlay.
+    #[inline(always)]
+    pub fn tunnel_id(&self) -> Option<u32> {
+        let mut key = TunnelKey {
+            tunnel_id: 0,
+            remote: [0; 4],
+            tos: 0,
+            ttl: 0,
+            ext: 0,
+            label: 0,
+        };
+        let size = size_of::<TunnelKey>() as u32;
+        let to = ptr::from_mut(&mut key).cast();
+        // SAFETY: valid context; `key` has the layout of the first fields of `struct bpf_tunnel_key`.
+        // Without the flag the helper refuses the keys of tunnels over IPv6.
+        let over_v4 = unsafe { bpf_skb_get_tunnel_key(self.context, to, size, 0) } == 0;
+        // SAFETY: likewise.
+        let found = over_v4
+            || unsafe {
+                bpf_skb_get_tunnel_key(self.context, to, size, u64::from(BPF_F_TUNINFO_IPV6))
+            } == 0;
+        found.then_some(key.tunnel_id)
     }
 
     #[inline(always)]

@@ -8,12 +8,13 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
+use tholepin_ebpf_abi::socket::SOCKET_NETNS_NODE;
 use tholepin_ebpf_abi::{Address, Be16, FrontendKey, SocketNetnsKey, SocketValue};
 use tholepin_ebpf_core::packet::{TCP, UDP};
 use tholepin_ebpf_core::socket;
 
 use crate::sock_addr::{SockAddr, touch};
-use crate::{balance, lookup, skb};
+use crate::{choose, lookup, skb};
 
 /// What every hook answers: the call goes on.
 const PROCEED: i32 = 1;
@@ -87,9 +88,9 @@ fn choose<const V6: bool>(call: &SockAddr<V6>, protocol: u8) {
     let netns = SocketNetnsKey {
         netns_cookie: call.netns_cookie(),
     };
-    if lookup::socket_netns(&netns).is_none() {
+    let Some(known) = lookup::socket_netns(&netns) else {
         return;
-    }
+    };
     let (address, port) = (call.address(), call.port());
     let key = FrontendKey {
         address,
@@ -103,8 +104,14 @@ fn choose<const V6: bool>(call: &SockAddr<V6>, protocol: u8) {
     if !socket::decides(frontend) || call.is_bound() {
         return;
     }
+    // As `balance` knows its clients.
+    let cookie = netns.netns_cookie;
+    let client = match known.flags & SOCKET_NETNS_NODE {
+        0 => Address::from_words([cookie as u32, (cookie >> 32) as u32, 0, 0]),
+        _ => Address::UNSPECIFIED,
+    };
     // Where there is no backend, the packets are answered or dropped.
-    let Ok((backend_id, backend)) = balance::pick(frontend) else {
+    let Ok((backend_id, backend)) = choose::backend(frontend, &client, skb::random(), false) else {
         return;
     };
     if backend.address.is_v4() != address.is_v4() {

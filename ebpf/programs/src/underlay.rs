@@ -1,21 +1,18 @@
-//! What arrives from the network the nodes are in.
+//! What arrives from the network the nodes are in, and what the node sends to itself.
 //!
-//! Only answers to masqueraded flows are ours; everything else goes on untouched, and most of it
-//! after a look at its addresses and ports alone.
+//! Clients outside that ask for a Service, answers to what left the pod network, and processes of the
+//! node that ask for a Service at one of the node's own addresses. Everything else goes on untouched,
+//! and most of it after a look at its addresses and ports alone ([`gate`]).
 
 use tholepin_ebpf_abi::DropReason;
-use tholepin_ebpf_abi::conntrack::{FLOW_REPLY, MASQUERADE_FIRST_PORT};
-use tholepin_ebpf_core::packet::{self, ETHERNET_LEN, Fragment};
-use tholepin_ebpf_core::rewrite::ports_of_word;
 use tholepin_ebpf_core::{Origin, Translation, Verdict, icmp};
 
-use crate::globals::{node_v4, node_v6};
+use crate::deliver::Route;
 use crate::lookup::Half;
-use crate::parse::{PLAIN_V4, PLAIN_V6, parse};
-use crate::pipeline::route;
+use crate::parse::parse;
 use crate::scratch::{Scratch, scratch};
-use crate::skb::{ETH_P_IP, ETH_P_IPV6, Skb};
-use crate::{conntrack, deliver, policy, refuse, related};
+use crate::skb::Skb;
+use crate::{balance, conntrack, deliver, gate, policy, refuse, related};
 
 /// `TC_ACT_UNSPEC`, which is also `TCX_NEXT`: other programs on the interface, which is not ours
 /// alone, see the packet as well.
@@ -24,9 +21,26 @@ const NEXT: i32 = -1;
 /// One packet from the underlay.
 #[inline(always)]
 pub fn run(skb: &Skb) -> i32 {
-    if !may_be_an_answer(skb) {
-        return NEXT;
+    if gate::admits_underlay(skb) {
+        translated(skb, Origin::Underlay)
+    } else {
+        NEXT
     }
+}
+
+/// One packet of the node to itself.
+#[inline(always)]
+pub fn run_local(skb: &Skb) -> i32 {
+    if gate::admits_local(skb) {
+        translated(skb, Origin::Host)
+    } else {
+        NEXT
+    }
+}
+
+/// Sends on what is translated, and leaves the rest alone.
+#[inline(always)]
+fn translated(skb: &Skb, origin: Origin) -> i32 {
     let Ok(scratch) = scratch() else {
         return NEXT;
     };
@@ -35,76 +49,29 @@ pub fn run(skb: &Skb) -> i32 {
         // What cannot be read is the kernel's to judge: it is not known to be ours.
         Ok(false) | Err(_) => return NEXT,
     }
-    match answer(skb, scratch) {
+    match forward(skb, scratch, origin) {
         Ok(Some(verdict)) => verdict.into_tc_action(),
         Ok(None) => NEXT,
+        Err(reason) if origin == Origin::Host || scratch.packet.external => {
+            refuse::refuse(skb, scratch, reason as u32, origin == Origin::Host)
+        }
         Err(reason) => refuse::drop(skb, reason),
     }
 }
 
-/// Whether a packet is to one of the ports kept for masqueraded flows, or must be looked at closer.
+/// Translates and delivers a packet; `None` for what is no Service's and no answer.
 #[inline(always)]
-fn may_be_an_answer(skb: &Skb) -> bool {
-    const IP: usize = ETHERNET_LEN as usize;
-    match skb.protocol() {
-        ETH_P_IP => {
-            let Some(words) = skb.read::<IP, 5>() else {
-                return true;
-            };
-            if words[4] != node_v4().words()[3] {
-                return false;
-            }
-            let Ok(network) = packet::ipv4(&words) else {
-                return false;
-            };
-            let plain = network.header_len + ETHERNET_LEN == PLAIN_V4;
-            if !packet::has_ports(network.protocol) || !plain || network.fragment != Fragment::Whole
-            {
-                return true;
-            }
-            skb.read::<{ PLAIN_V4 as usize }, 1>()
-                .is_none_or(|[ports]| is_kept(ports))
-        }
-        ETH_P_IPV6 => {
-            let Some(words) = skb.read::<IP, 10>() else {
-                return true;
-            };
-            if [words[6], words[7], words[8], words[9]] != node_v6().words() {
-                return false;
-            }
-            let Ok(network) = packet::ipv6(&words) else {
-                return false;
-            };
-            if !packet::has_ports(network.protocol) {
-                return true;
-            }
-            skb.read::<{ PLAIN_V6 as usize }, 1>()
-                .is_none_or(|[ports]| is_kept(ports))
-        }
-        _ => false,
-    }
-}
-
-/// Whether the destination port is one of those kept for masqueraded flows.
-#[inline(always)]
-fn is_kept(ports: u32) -> bool {
-    ports_of_word(ports).1.get() >= MASQUERADE_FIRST_PORT
-}
-
-/// Translates and delivers an answer; `None` for what is none.
-#[inline(always)]
-fn answer(skb: &Skb, scratch: &mut Scratch) -> Result<Option<Verdict>, DropReason> {
-    let packet = &scratch.packet;
-    if packet.flow.destination != packet.node() {
-        return Ok(None);
-    }
-    if packet.may_be_tracked() {
-        let half = Half::find(&packet.flow).filter(|half| half.entry().flags & FLOW_REPLY != 0);
-        let Some(half) = half else {
+fn forward(
+    skb: &Skb,
+    scratch: &mut Scratch,
+    origin: Origin,
+) -> Result<Option<Verdict>, DropReason> {
+    if scratch.packet.may_be_tracked() {
+        if !tracked(skb, scratch, origin)? {
             return Ok(None);
-        };
-        conntrack::advance(skb, scratch, half, Origin::Underlay)?;
+        }
     } else {
+        let packet = &scratch.packet;
         if !icmp::is_error(packet.flow.protocol, packet.icmp_type) || !packet.has_header {
             return Ok(None);
         }
@@ -114,8 +81,42 @@ fn answer(skb: &Skb, scratch: &mut Scratch) -> Result<Option<Verdict>, DropReaso
             return Ok(None);
         }
     }
-    let route = route(scratch, Origin::Underlay);
-    policy::enforce(skb, scratch, route, Origin::Underlay)?;
+    let route = route(scratch, origin);
+    if scratch.packet.handed {
+        scratch.translation = Translation::identity(&scratch.packet.flow);
+        scratch.packet.translated = false;
+        if !matches!(route, Route::Remote(_)) {
+            // The backend's node has left the cluster.
+            return Err(DropReason::NoRoute);
+        }
+    }
+    policy::enforce(skb, scratch, route, origin)?;
     let (packet, translation) = (&scratch.packet, &scratch.translation);
-    deliver::send(skb, packet, translation, route, Origin::Underlay).map(Some)
+    deliver::send(skb, packet, translation, route, origin).map(Some)
+}
+
+/// Finds or makes the flow of a packet; false if it has none.
+#[inline(always)]
+fn tracked(skb: &Skb, scratch: &mut Scratch, origin: Origin) -> Result<bool, DropReason> {
+    if let Some(half) = Half::find_translated(&scratch.packet.flow) {
+        conntrack::advance(skb, scratch, half, origin)?;
+        return Ok(scratch.packet.translated || scratch.packet.handed);
+    }
+    // An echo's identifier is no port.
+    if scratch.packet.echo {
+        return Ok(false);
+    }
+    balance::first(skb, scratch, origin, true)
+}
+
+/// Where a packet goes. An answer to what left the pod network never goes to another node: it has come
+/// as far as it should.
+#[inline(always)]
+fn route(scratch: &Scratch, origin: Origin) -> Route {
+    let origin = if scratch.packet.external {
+        Origin::Pod
+    } else {
+        origin
+    };
+    deliver::route(&scratch.translation.destination, scratch.packet.v4, origin)
 }

@@ -9,6 +9,7 @@ pub mod address_plan;
 pub mod cases;
 mod family;
 pub mod front;
+pub mod frontends;
 pub mod model;
 pub mod policies;
 pub mod reference;
@@ -16,5 +17,6 @@ pub mod stage;
 pub mod uplink;
 pub mod wire;
 
+pub use frontends::Frontend;
 pub use stage::{Hook, Stage, stage};
-pub use wire::{Packet, tcp, udp};
+pub use wire::{Packet, sctp, tcp, udp};

@@ -343,14 +343,14 @@ impl Model {
         let to_gateway = to.destination.ip() == self.gateway(packet);
         let to_node = to.destination.ip() == self.node(packet);
         match hook {
-            Hook::UnderlayIn if !to_changed => Outcome::Pass(to),
+            Hook::UnderlayIn | Hook::LocalOut if !to_changed => Outcome::Pass(to),
             _ if to_gateway && (to_changed || hook != Hook::HostEgress) => Outcome::Gateway(to),
             Hook::PodEgress if from_changed && !to_node => Outcome::Gateway(to),
             Hook::PodEgress => Outcome::Pass(to),
             _ if to_node && to_changed => Outcome::Gateway(to),
             Hook::HostEgress if from_changed => Outcome::Gateway(to),
             // From the node refused by an answer, see `expect`.
-            Hook::HostEgress | Hook::OverlayIn | Hook::UnderlayIn => Outcome::Drop,
+            Hook::HostEgress | Hook::OverlayIn | Hook::UnderlayIn | Hook::LocalOut => Outcome::Drop,
         }
     }
 }

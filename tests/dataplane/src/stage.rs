@@ -8,7 +8,7 @@ mod events;
 mod info;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData};
@@ -17,10 +17,8 @@ use aya::programs::{
     TestRunOptions,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
-use tholepin_ebpf_abi::backend::BACKEND_SERVING;
 use tholepin_ebpf_abi::globals as global;
 use tholepin_ebpf_abi::names::{self, HOST_MAC, OVERLAY_SOURCE_MAC};
-use tholepin_ebpf_abi::service::SCOPE_CLUSTER;
 use tholepin_ebpf_abi::workload::WORKLOAD_BACKEND;
 use tholepin_ebpf_abi::*;
 use tholepin_ebpf_object::OBJECT;
@@ -36,14 +34,16 @@ pub enum Hook {
     HostEgress,
     OverlayIn,
     UnderlayIn,
+    LocalOut,
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::PodEgress,
         Self::HostEgress,
         Self::OverlayIn,
         Self::UnderlayIn,
+        Self::LocalOut,
     ];
 
     pub fn program(self) -> &'static str {
@@ -52,6 +52,7 @@ impl Hook {
             Self::HostEgress => names::HOST_EGRESS,
             Self::OverlayIn => names::OVERLAY_IN,
             Self::UnderlayIn => names::UNDERLAY_IN,
+            Self::LocalOut => names::LOCAL_OUT,
         }
     }
 }
@@ -121,8 +122,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Stage {
     pub(crate) ebpf: Ebpf,
-    next_id: u32,
-    next_slot: u32,
+    pub(crate) next_id: u32,
+    pub(crate) next_slot: u32,
 }
 
 /// A stage, or `None` (reported) where eBPF may not be loaded. Under `CI` that is an error.
@@ -166,6 +167,7 @@ impl Stage {
             names::BACKENDS,
             names::POD_ROUTES,
             names::FRAGMENTS,
+            names::AFFINITY,
         ] {
             loader.map_max_entries(map, 1024);
         }
@@ -205,7 +207,7 @@ impl Stage {
         program.try_into().expect("hooks are classifiers")
     }
 
-    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+    pub(crate) fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         let map = self
             .ebpf
             .map_mut(name)
@@ -275,53 +277,6 @@ impl Stage {
         routes.insert(&key, value, 0).expect("room for a route");
     }
 
-    /// Adds a Service `address:port/protocol` and returns its backends' ids.
-    pub fn service(&mut self, frontend: &str, backends: &[&str]) -> Vec<u32> {
-        self.service_with(frontend, backends, 0, 0)
-    }
-
-    /// The same, with flags and the number of local backends.
-    pub fn service_with(
-        &mut self,
-        frontend: &str,
-        backends: &[&str],
-        flags: u16,
-        local_count: u16,
-    ) -> Vec<u32> {
-        let (at, protocol) = frontend.split_once('/').expect("address:port/protocol");
-        let protocol = if protocol == "udp" { 17 } else { 6 };
-        let at = end(at);
-        let service_id = self.next_id;
-        self.next_id += 1;
-        let first_slot = self.next_slot;
-        let mut ids = Vec::new();
-        for backend in backends {
-            let backend_id = self.next_id;
-            self.next_id += 1;
-            self.backend(backend_id, backend, protocol, BACKEND_SERVING, 1);
-            let slot = SlotValue {
-                backend_id,
-                service_id,
-            };
-            let index = self.next_slot;
-            self.next_slot += 1;
-            self.set(names::BACKEND_SLOTS, index, slot);
-            ids.push(backend_id);
-        }
-        let value = FrontendValue {
-            service_id,
-            first_slot,
-            backend_count: backends.len() as u16,
-            local_count,
-            flags,
-            ..FrontendValue::default()
-        };
-        self.hash(names::FRONTENDS)
-            .insert(frontend_key(at, protocol), value, 0)
-            .expect("room for a frontend");
-        ids
-    }
-
     /// Writes a backend; the pod behind it learns first that it is one.
     pub fn backend(&mut self, id: u32, at: &str, protocol: u8, flags: u8, generation: u32) {
         let at = end(at);
@@ -348,7 +303,7 @@ impl Stage {
         self.set(names::BACKENDS, id, BackendValue::default());
     }
 
-    fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) {
+    pub(crate) fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) {
         let map = self
             .ebpf
             .map_mut(name)
@@ -370,6 +325,7 @@ impl Stage {
         }
         (self.next_slot, self.next_id) = (0, 1);
         self.clear::<FlowKey, ConntrackEntry>(names::CONNTRACK);
+        self.clear::<AffinityKey, AffinityValue>(names::AFFINITY);
     }
 
     /// Forgets the flows only.
@@ -444,6 +400,16 @@ impl Stage {
         self.hash::<FlowKey, ConntrackEntry>(names::CONNTRACK)
             .get(&flow_key(packet), 0)
             .ok()
+    }
+
+    /// Makes what session affinity remembers older.
+    pub fn age_affinity(&mut self, ticks: u32) {
+        let mut map = self.hash::<AffinityKey, AffinityValue>(names::AFFINITY);
+        let all: Vec<_> = map.iter().map(|entry| entry.expect("readable")).collect();
+        for (key, mut value) in all {
+            value.last_used = value.last_used.saturating_sub(ticks);
+            map.insert(key, value, 0).expect("it was there");
+        }
     }
 
     /// Overwrites the entry of a packet's own tuple, to make it as old as a test needs.
@@ -554,15 +520,6 @@ pub fn address(text: &str) -> Address {
     text.parse::<IpAddr>()
         .unwrap_or_else(|_| panic!("`{text}` is no address"))
         .into()
-}
-
-fn frontend_key(at: SocketAddr, protocol: u8) -> FrontendKey {
-    FrontendKey {
-        address: at.ip().into(),
-        port: Be16::new(at.port()),
-        protocol,
-        scope: SCOPE_CLUSTER,
-    }
 }
 
 fn flow_key(packet: &Packet) -> FlowKey {

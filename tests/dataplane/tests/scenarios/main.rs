@@ -2,14 +2,17 @@
 
 mod answers;
 mod cleaning;
+mod clients;
 mod events;
+mod external;
 mod flows;
 mod forwarding;
 mod outside;
+mod selection;
 
 use tholepin_tests_dataplane::Hook::PodEgress;
 use tholepin_tests_dataplane::stage::{Outcome, in_v6};
-use tholepin_tests_dataplane::{Packet, Stage, stage, tcp, udp};
+use tholepin_tests_dataplane::{Frontend, Packet, Stage, stage, tcp, udp};
 
 /// Turns the addresses of a text into a family's.
 type Family = fn(&str) -> String;
@@ -34,6 +37,17 @@ fn service(stage: &mut Stage, f: Family, frontend: &str, backends: &[&str]) -> V
     let backends: Vec<_> = backends.iter().map(|backend| f(backend)).collect();
     let backends: Vec<_> = backends.iter().map(String::as_str).collect();
     stage.service(&f(frontend), &backends)
+}
+
+/// A frontend in a family, for clients inside and outside.
+fn front<'a>(f: Family, at: &str, backends: &[&str], local: u16) -> Frontend<'a> {
+    Frontend {
+        at: f(at),
+        backends: backends.iter().map(|backend| f(backend)).collect(),
+        local,
+        external: true,
+        ..Frontend::default()
+    }
 }
 
 /// Which of two pods `.3` and `.7` a packet reaches.
