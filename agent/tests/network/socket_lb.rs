@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use tholepin_agent::dataplane::AttachMode;
@@ -406,14 +406,14 @@ fn switched_off_nothing_is_left(cluster: &mut Cluster, cgroup: &Path) {
     let to = socket(WEB[0]);
     let mut stream = in_netns(&netns, move || TcpStream::connect(to)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(attached(cgroup), 8, "before");
+    assert_attached(cgroup, 8, "before");
     cluster.use_socket_lb(0, "tcp", cgroup);
     cluster.kill_and_restart(0);
-    assert_eq!(attached(cgroup), 4, "without the hooks for datagrams");
+    assert_attached(cgroup, 4, "without the hooks for datagrams");
     cluster.use_socket_lb(0, "off", cgroup);
     cluster.kill_and_restart(0);
     publish(cluster, ["b1", "b1"]);
-    assert_eq!(attached(cgroup), 0, "after");
+    assert_attached(cgroup, 0, "after");
     let before = flows(cluster, to);
     assert_eq!(run(&netns, to, tcp), format!("b1 from {to}"));
     assert!(flows(cluster, to) > before, "packets are translated again");
@@ -422,6 +422,15 @@ fn switched_off_nothing_is_left(cluster: &mut Cluster, cgroup: &Path) {
         "b1",
         "an open connection goes on"
     );
+}
+
+/// The kernel releases the links of a killed agent some time after it is gone.
+fn assert_attached(cgroup: &Path, expected: usize, when: &str) {
+    let end = Instant::now() + PATIENCE;
+    while attached(cgroup) != expected && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(attached(cgroup), expected, "{when}");
 }
 
 /// Programs on a cgroup, by the kernel's own account.
