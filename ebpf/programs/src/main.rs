@@ -28,6 +28,7 @@ mod nat;
 mod parse;
 mod pipeline;
 mod policy;
+mod record;
 mod refuse;
 mod related;
 mod scratch;
