@@ -9,6 +9,8 @@
 
 #[path = "network/cluster.rs"]
 mod cluster;
+#[path = "network/external.rs"]
+mod external;
 #[path = "network/front.rs"]
 mod front;
 #[path = "network/halfway.rs"]

@@ -58,14 +58,14 @@ pub enum AttachError {
 #[must_use]
 pub fn hook(program: &'static str) -> TcAttachType {
     match program {
-        names::HOST_EGRESS => TcAttachType::Egress,
+        names::HOST_EGRESS | names::LOCAL_OUT => TcAttachType::Egress,
         _ => TcAttachType::Ingress,
     }
 }
 
 fn priority(program: &str) -> u16 {
     match program {
-        names::UNDERLAY_IN => UNDERLAY_PRIORITY,
+        names::UNDERLAY_IN | names::LOCAL_OUT => UNDERLAY_PRIORITY,
         _ => PRIORITY,
     }
 }

@@ -12,6 +12,8 @@ pub const HOST_DEVICE: &str = "thp_host";
 pub const HOST_PEER: &str = "thp_net";
 /// The overlay device.
 pub const OVERLAY_DEVICE: &str = "thp_vxlan";
+/// Where the node's packets to its own addresses pass.
+pub const LOOPBACK: &str = "lo";
 /// What a pod's IPv4 default route points at. No device has it; a permanent neighbour entry does.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// What a pod's IPv6 default route points at.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use tholepin_ebpf_abi::conntrack::MASQUERADE_FIRST_PORT;
-use tholepin_ebpf_abi::names::{HOST_EGRESS, HOST_MAC, OVERLAY_IN, POD_EGRESS};
+use tholepin_ebpf_abi::names::{HOST_EGRESS, HOST_MAC, LOCAL_OUT, OVERLAY_IN, POD_EGRESS};
 
 use crate::dataplane::NetworkConfig;
 use crate::dataplane::attach::{self, AttachError};
@@ -23,7 +23,7 @@ use crate::netlink::link::Link;
 use crate::netlink::{Netlink, NetlinkError, netns, sysctl};
 use crate::reconcile::policies::{Input, PolicyGate};
 
-use super::names::{HOST_DEVICE, HOST_PEER, OVERLAY_DEVICE, is_host_interface, pod_mac};
+use super::names::{HOST_DEVICE, HOST_PEER, LOOPBACK, OVERLAY_DEVICE, is_host_interface, pod_mac};
 use super::pod::wired;
 use super::underlay;
 
@@ -107,7 +107,11 @@ impl NodeNetwork {
             conntrack_entries: config.conntrack_entries,
         };
         let mut programs = Programs::load(&pins, features, &node)?;
-        for (program, device) in [(HOST_EGRESS, HOST_DEVICE), (OVERLAY_IN, OVERLAY_DEVICE)] {
+        for (program, device) in [
+            (HOST_EGRESS, HOST_DEVICE),
+            (OVERLAY_IN, OVERLAY_DEVICE),
+            (LOCAL_OUT, LOOPBACK),
+        ] {
             attach::ensure_attached(&mut programs, &pins, features, program, device)?;
         }
         underlay::ensure_attached(&netlink, &mut programs, &pins, features, config).await?;

@@ -272,6 +272,30 @@ impl Cluster {
         self.input.local = services.iter().map(|name| (*name).to_owned()).collect();
     }
 
+    /// Ports of the nodes for Services, as they are published next.
+    pub(crate) fn use_node_ports(&mut self, ports: &[(&str, u16)]) {
+        let ports = ports.iter().map(|(name, port)| ((*name).to_owned(), *port));
+        self.input.node_ports = ports.collect();
+    }
+
+    /// Names of Services, as they are published next, whose `externalTrafficPolicy` is Local.
+    pub(crate) fn use_external_local_policy(&mut self, services: &[&str]) {
+        self.input.external_local = services.iter().map(|name| (*name).to_owned()).collect();
+    }
+
+    /// Names of Services, as they are published next, that hide their clients.
+    pub(crate) fn use_masquerade(&mut self, services: &[&str]) {
+        self.input.masqueraded = services.iter().map(|name| (*name).to_owned()).collect();
+    }
+
+    /// A namespace that is removed with the cluster's.
+    pub(crate) fn add_netns(&mut self, name: &str) -> String {
+        let netns = self.pod_netns(name);
+        ip(&["netns", "add", &netns]);
+        self.pods.insert(name.to_owned(), (0, Vec::new()));
+        netns
+    }
+
     /// Attaches a pod of the first node's agent that does not want socket load balancing.
     pub(crate) fn add_opted_out_pod(&mut self, pod: &str) {
         let netns = self.pod_netns(pod);

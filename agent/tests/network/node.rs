@@ -15,8 +15,8 @@ use tholepin_model::desired::{Desired, SyncState};
 use tholepin_model::route::Node;
 use tholepin_model::service::table::Changes;
 use tholepin_model::service::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Selection, Service, ServiceName,
-    ServicePort, SliceName, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Forwarding, Protocol, Selection, Service,
+    ServiceName, ServicePort, SliceName, TrafficPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,15 @@ pub(crate) struct Input {
     #[serde(default)]
     /// Services of these names have `internalTrafficPolicy: Local`.
     pub(crate) local: Vec<String>,
+    /// Ports of the nodes under which Services are reached, by the Services' names.
+    #[serde(default)]
+    pub(crate) node_ports: BTreeMap<String, u16>,
+    /// Services of these names have `externalTrafficPolicy: Local`.
+    #[serde(default)]
+    pub(crate) external_local: Vec<String>,
+    /// Services of these names hide their clients.
+    #[serde(default)]
+    pub(crate) masqueraded: Vec<String>,
     #[serde(default)]
     /// Pods that the agent itself attaches, without socket load balancing: name and namespace.
     pub(crate) opted_out: Vec<(String, PathBuf)>,
@@ -145,6 +154,16 @@ fn desired_of(input: &Input) -> Desired {
     desired
 }
 
+/// The node whose pod ranges have an address.
+fn node_of(input: &Input, address: std::net::IpAddr) -> Option<String> {
+    let has = |node: &&InputNode| {
+        let ranges = node.ranges.iter();
+        let mut ranges = ranges.map(|range| range.parse::<ipnet::IpNet>().unwrap());
+        ranges.any(|range| range.contains(&address))
+    };
+    input.nodes.iter().find(has).map(|node| node.name.clone())
+}
+
 fn parse(list: &[String]) -> Vec<std::net::IpAddr> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
@@ -166,7 +185,7 @@ fn set_services(input: &Input, changes: &mut Changes) {
             name: String::new(),
             protocol,
             port: 80,
-            node_port: None,
+            node_port: input.node_ports.get(name).copied(),
         };
         let object = Service {
             name: service.clone(),
@@ -181,10 +200,16 @@ fn set_services(input: &Input, changes: &mut Changes) {
                 true => TrafficPolicy::Local,
                 false => TrafficPolicy::Cluster,
             },
-            external_policy: TrafficPolicy::Cluster,
+            external_policy: match input.external_local.contains(name) {
+                true => TrafficPolicy::Local,
+                false => TrafficPolicy::Cluster,
+            },
             affinity_timeout_secs: None,
             selection: Selection::Random,
-            forwarding: None,
+            forwarding: input
+                .masqueraded
+                .contains(name)
+                .then_some(Forwarding::Masquerade),
             health_check_node_port: None,
             complaints: vec![],
         };
@@ -200,7 +225,7 @@ fn set_services(input: &Input, changes: &mut Changes) {
                 serving: true,
                 terminating: false,
             },
-            node_name: None,
+            node_name: node_of(input, address),
             node_hints: vec![],
             zone_hints: vec![],
         };

@@ -23,6 +23,7 @@ fn data(map: &Map) -> &MapData {
         | Map::LruHashMap(data)
         | Map::LpmTrie(data)
         | Map::PerCpuArray(data)
+        | Map::RingBuf(data)
         | Map::SkStorage(data) => data,
         other => panic!("unexpected kind of map: {other:?}"),
     }
