@@ -39,7 +39,9 @@ struct Inside {
 
 impl Inside {
     fn start(test: &str) -> Option<Self> {
-        let cgroup = ensure_pods_cgroup(&format!("/thpt-{}", std::process::id()));
+        // One for each test: they run at the same time and count what is attached.
+        let scenario = test.rsplit("::").next().unwrap_or(test);
+        let cgroup = ensure_pods_cgroup(&format!("/thpt-{}-{scenario}", std::process::id()));
         let cgroup = cgroup.unwrap().or_else(|| {
             let missing = Err(anyhow::anyhow!("no cgroup v2 tree"));
             tholepin_harness::skip::unless::<PathBuf>(missing)

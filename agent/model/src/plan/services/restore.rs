@@ -18,6 +18,8 @@ pub(super) struct Restored {
     /// Nothing has been planned yet.
     pending: bool,
     frontends: HashMap<Frontend, ServiceId>,
+    /// How many frontends lead to a list.
+    leading: HashMap<ServiceId, usize>,
     lists: HashMap<ServiceId, List>,
     backends: BTreeMap<ServiceId, Vec<(BackendId, Backend)>>,
     owners: HashMap<BackendId, ServiceId>,
@@ -38,6 +40,7 @@ impl Restored {
         for (frontend, state) in &realized.frontends {
             restored.frontends.insert(*frontend, state.service_id);
             restored.ids.insert(state.service_id);
+            *restored.leading.entry(state.service_id).or_default() += 1;
             let list = list(state, realized);
             match restored.lists.get(&state.service_id) {
                 None => drop(restored.lists.insert(state.service_id, list)),
@@ -97,8 +100,14 @@ impl Restored {
         for index in 0..entry.lists.len() {
             let of_list = entry.frontends.iter().filter(|wanted| wanted.list == index);
             let known = of_list.filter_map(|wanted| self.frontends.get(&wanted.frontend));
-            let found = known.copied().find_map(|id| self.lists.remove(&id));
-            let list = found.unwrap_or_default();
+            let known: Vec<ServiceId> = known.copied().collect();
+            // A list that other frontends lead to as well may be another Service's, which lost one of
+            // its addresses to this one: its readers must not find this one's backends in it.
+            let own = known.iter().find(|id| {
+                let ours = known.iter().filter(|other| other == id).count();
+                self.lists.contains_key(id) && self.leading.get(id) == Some(&ours)
+            });
+            let list = own.and_then(|id| self.lists.remove(id)).unwrap_or_default();
             self.ids.remove(&list.id);
             owners.insert(list.id);
             owners.extend(list.slots.iter().filter_map(|id| self.owners.get(id)));
