@@ -152,10 +152,9 @@ fn publish(cluster: &mut Cluster) {
     let mut names: [Vec<String>; 2] = [Vec::new(), Vec::new()];
     for (number, (name, port)) in PORTS.into_iter().enumerate() {
         let pod = if name == "here" { "a1" } else { "b1" };
-        for family in 0..2 {
+        for (family, address) in ADDRESSES[number].into_iter().enumerate() {
             for protocol in ["TCP", "UDP"] {
                 let service = format!("{name}{family}-{}", protocol.to_lowercase());
-                let address = ADDRESSES[number][family];
                 let backend = cluster.address(pod, family).to_string();
                 match name {
                     "hidden" => names[0].push(service.clone()),
